@@ -38,7 +38,9 @@ func (h *memHead) SaveHead(_ context.Context, seq uint64, sum []byte) error {
 
 type gcm struct{ cipher.AEAD }
 
-func (g gcm) SealBytes(o string, p []byte) ([]byte, error) { return g.Seal(nil, nil, p, []byte(o)), nil }
+func (g gcm) SealBytes(o string, p []byte) ([]byte, error) {
+	return g.Seal(nil, nil, p, []byte(o)), nil
+}
 func (g gcm) OpenBytes(o string, s []byte) ([]byte, error) { return g.Open(nil, nil, s, []byte(o)) }
 
 func testConfig(t testing.TB) Config {
