@@ -143,19 +143,3 @@ func (s NodeSpec) WithDefaults() (NodeSpec, error) {
 	}
 	return s, nil
 }
-
-// Probe is what process 1 sees of its own cage: the self-test's evidence.
-type Probe struct {
-	PID         int    `json:"pid"`
-	UID         int    `json:"uid"`
-	UIDMap      string `json:"uidMap"`
-	Seccomp     string `json:"seccomp"`     // 2 = filter
-	NoNewPrivs  string `json:"noNewPrivs"`  // 1 = set
-	CapEff      string `json:"capEff"`      // hexadecimal mask
-	CapBnd      string `json:"capBnd"`      //
-	Hostname    string `json:"hostname"`    //
-	RootWrites  bool   `json:"rootWrites"`  // could it write to the image?
-	WorkWrites  bool   `json:"workWrites"`  // could it write to the scratch disk?
-	MountDenied bool   `json:"mountDenied"` // did mount(2) fail?
-	Processes   int    `json:"processes"`   // processes visible in /proc
-}

@@ -206,7 +206,7 @@ func (v *fscryptVolume) Close() error {
 	}
 	arg := unix.FscryptRemoveKeyArg{Key_spec: unix.FscryptKeySpecifier{Type: unix.FSCRYPT_KEY_SPEC_TYPE_IDENTIFIER}}
 	copy(arg.Key_spec.U[:], v.keyID[:])
-	if err := ioctl(v.mount, unix.FS_IOC_REMOVE_ENCRYPTION_KEY, unsafe.Pointer(&arg)); err != nil && !errors.Is(err, unix.ENOKEY) {
+	if err := ioctl(v.mount, unix.FS_IOC_REMOVE_ENCRYPTION_KEY, unsafe.Pointer(&arg)); err != nil && !errors.Is(err, unix.ENOKEY) && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("taking the key from the kernel: %w", err)
 	}
 	if err := v.release(!v.keep); err != nil {
