@@ -1,0 +1,80 @@
+package fleet
+
+import (
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/hex"
+	"sync"
+)
+
+// Identity is whom a node may be.
+type Identity struct {
+	Default    string   // ARM id of the managed identity it is unless it asks for another
+	Identities []string // ARM ids of all that it may be
+	OnBehalfOf string   // object id of the person who submitted the job, or made the deployment
+	Run        string   // run id of the job; for a deployment its ARM id
+	Secret     string   // what the node must present to its metadata service, the value of IDENTITY_HEADER
+}
+
+// Registry says which nodes live and who they are. It exists in memory only: a node does not outlive the server, so no
+// identity does either.
+type Registry struct {
+	mu    sync.RWMutex // guards nodes
+	nodes map[string]Identity
+}
+
+// NewRegistry makes an empty register.
+func NewRegistry() *Registry { return &Registry{nodes: map[string]Identity{}} }
+
+// NodeAlive says whether the node exists now: tokens handed to one that does not are dead.
+func (r *Registry) NodeAlive(node string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	_, ok := r.nodes[node]
+	return ok
+}
+
+// NodeIdentity is whom the node may be.
+func (r *Registry) NodeIdentity(node string) (Identity, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	id, ok := r.nodes[node]
+	return id, ok && id.Default != ""
+}
+
+// CheckSecret compares what a node presented to its metadata service, in constant time.
+func (r *Registry) CheckSecret(node, presented string) bool {
+	id, ok := r.NodeIdentity(node)
+	return ok && subtle.ConstantTimeCompare([]byte(id.Secret), []byte(presented)) == 1
+}
+
+// reserve makes the node alive, still without an identity.
+func (r *Registry) reserve(node string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.nodes[node] = Identity{}
+}
+
+func (r *Registry) set(node string, id Identity) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.nodes[node] = id
+}
+
+func (r *Registry) remove(node string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.nodes, node)
+}
+
+// newNodeID makes a name that was never used before: tokens and logs name nodes.
+func newNodeID() string { return "node-" + randomHex(8) }
+
+// newSecret makes a node's metadata secret, 256 bits.
+func newSecret() string { return randomHex(32) }
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails; it ends the process instead (crypto/rand, Go 1.24)
+	return hex.EncodeToString(b)
+}
