@@ -17,12 +17,12 @@
 package pebble
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -56,6 +56,10 @@ type Config struct {
 
 	// FeedBytes bounds the memory of the change feed's ring; 0 means 16 MiB.
 	FeedBytes int
+
+	// memTableSize is for tests, which make it small so that flushes and
+	// compactions come often; 0 means memTableBytes.
+	memTableSize uint64
 }
 
 // Sizes for a server whose idle memory stays below 150 MB: metadata is small
@@ -103,7 +107,8 @@ type Store struct {
 var _ store.Store = (*Store)(nil)
 
 // Open opens the store, or creates an empty one where Dir is missing or empty,
-// and replays the log of a crashed process.
+// and replays the log of a crashed process. After store.ErrFailed the process
+// must exit before the store can be opened.
 func Open(cfg Config) (*Store, error) {
 	if cfg.Dir == "" || cfg.Cipher == nil {
 		return nil, errors.New("opening store: Dir and Cipher are required")
@@ -122,8 +127,14 @@ func Open(cfg Config) (*Store, error) {
 		writer:  make(chan struct{}, 1),
 		failed:  make(chan struct{}),
 	}
-	s.fs = &breaker{FS: cryptfs.New(disk, cfg.Dir, cfg.Cipher), broken: s.fail}
-	if err := s.open(cfg.Logger); err != nil {
+	encrypted := cryptfs.New(disk, cfg.Dir, cfg.Cipher)
+	// Before Pebble takes its lock, whose file under another key's name would
+	// itself make the directory a foreign one.
+	if _, err := encrypted.List(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("opening store: %w", err)
+	}
+	s.fs = &breaker{FS: encrypted, broken: s.fail}
+	if err := s.open(cfg); err != nil {
 		return nil, fmt.Errorf("opening store in %s: %w", cfg.Dir, err)
 	}
 	return s, nil
@@ -140,47 +151,52 @@ func reserveOf(bytes int64) uint64 {
 	}
 }
 
-func (s *Store) open(logger *slog.Logger) error {
-	opened := make(chan error, 1)
-	// In a goroutine of its own because Pebble's fatal errors end it.
-	go func() {
-		err := errors.New("the storage engine stopped")
-		defer func() { opened <- err }()
-		err = s.openEngine(logger)
-	}()
-	if err := <-opened; err != nil {
-		return errors.Join(err, s.failure())
+func (s *Store) open(cfg Config) error {
+	if err := s.guard(func() error { return s.openEngine(cfg) }); err != nil {
+		return err
 	}
 	s.durable = &snapshot{db: s.db.NewSnapshot(), revision: s.assigned, refs: 1}
 	s.feed.start(s.assigned)
 	return nil
 }
 
-func (s *Store) openEngine(logger *slog.Logger) (err error) {
-	if s.db, err = pebble.Open(s.dir, s.options(logger)); err != nil {
+// guard runs fn, which calls Pebble, and returns its error. If the store fails
+// meanwhile it returns without waiting for fn, which then may never end.
+func (s *Store) guard(fn func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	select {
+	case err := <-done:
+		return err
+	case <-s.failed:
+		return s.failure()
+	}
+}
+
+func (s *Store) openEngine(cfg Config) (err error) {
+	if s.db, err = pebble.Open(s.dir, s.options(cfg)); err != nil {
 		return err
 	}
-	if s.assigned, err = s.recover(); err != nil && s.failure() == nil {
+	if s.assigned, err = s.recover(); err != nil {
 		err = errors.Join(err, s.db.Close())
 	}
 	return err
 }
 
-func (s *Store) options(logger *slog.Logger) *pebble.Options {
+func (s *Store) options(cfg Config) *pebble.Options {
 	opts := &pebble.Options{
 		FS:                          s.fs,
 		FormatMajorVersion:          formatVersion,
 		CacheSize:                   cacheBytes,
-		MemTableSize:                memTableBytes,
+		MemTableSize:                cmp.Or(cfg.memTableSize, memTableBytes),
 		MemTableStopWritesThreshold: 4,
 		MaxOpenFiles:                maxOpenFiles,
-		Logger:                      engineLog{s: s, log: logger},
+		Logger:                      engineLog{s: s, log: cfg.Logger},
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) {
-				// Pebble would try again at once and for ever. Its
-				// callers hold their locks by defer.
+				// Pebble would try again at once and for ever.
 				s.fail(fmt.Errorf("flushing or compacting: %w", err))
-				runtime.Goexit()
+				park()
 			},
 			DataCorruption: func(info pebble.DataCorruptionInfo) {
 				s.fail(fmt.Errorf("reading %s: %w", info.Path, info.Details))
@@ -264,7 +280,7 @@ func (s *Store) Run(ctx context.Context) error {
 // fail ends the store for good. It is called with Pebble's locks held, so it
 // must not call Pebble.
 func (s *Store) fail(cause error) {
-	s.fs.trip(cause)
+	s.fs.trip()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if errors.Is(s.err, store.ErrFailed) {
@@ -318,18 +334,12 @@ func (s *Store) Close() error {
 	s.feed.stop(s.err)
 	s.mu.Unlock()
 
-	done := make(chan struct{})
-	go func() {
+	err := s.guard(func() error {
 		s.inflight.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-s.failed:
-		return s.failure()
-	}
-	s.release(s.durable)
-	if err := s.db.Close(); err != nil {
+		s.release(s.durable)
+		return s.db.Close()
+	})
+	if err != nil {
 		return fmt.Errorf("closing store: %w", err)
 	}
 	return nil
@@ -351,11 +361,10 @@ func (l engineLog) Errorf(format string, args ...any) {
 	}
 }
 
-// Fatalf ends the store and the calling goroutine: Pebble relies on it not to
-// return, and calls it only in its own goroutines and in those which open and
-// commit start for it.
+// Fatalf ends the store. Pebble relies on it not to return, and calls it in its
+// own goroutines and in those which open and apply start for it.
 func (l engineLog) Fatalf(format string, args ...any) {
 	l.Errorf(format, args...)
 	l.s.fail(fmt.Errorf(format, args...))
-	runtime.Goexit()
+	park()
 }

@@ -27,8 +27,8 @@ func (s *Store) release(sn *snapshot) {
 	sn.refs--
 	last := sn.refs == 0
 	s.mu.Unlock()
-	// Not once the store has failed: a goroutine that Fatalf ended may hold
-	// Pebble's locks for ever.
+	// Not once the store has failed: a parked goroutine may hold Pebble's
+	// locks for ever.
 	if last && s.failure() == nil {
 		_ = sn.db.Close()
 	}
@@ -45,7 +45,7 @@ func (s *Store) View(ctx context.Context, fn func(store.Reader) error) error {
 	sn.refs++
 	s.mu.Unlock()
 	defer s.release(sn)
-	r := &reader{ctx: ctx, from: sn.db}
+	r := &reader{ctx: ctx, failure: s.failure, from: sn.db}
 	defer r.end()
 	if err := fn(r); err != nil {
 		return err
@@ -62,10 +62,11 @@ type source interface {
 
 // reader implements store.Reader.
 type reader struct {
-	ctx   context.Context
-	from  source
-	ended bool
-	buf   []byte // for the engine's form of a key, reused
+	ctx     context.Context
+	failure func() error
+	from    source
+	ended   bool
+	buf     []byte // for the engine's form of a key, reused
 }
 
 var errEnded = errors.New("the transaction has ended")
@@ -75,6 +76,9 @@ func (r *reader) end() { r.ended = true }
 func (r *reader) usable() error {
 	if r.ended {
 		return errEnded
+	}
+	if err := r.failure(); err != nil {
+		return err
 	}
 	return r.ctx.Err()
 }

@@ -64,7 +64,7 @@ func (s *Store) transact(ctx context.Context, fn func(store.Txn) error) (*commit
 	}
 	batch := s.db.NewIndexedBatch()
 	t := &txn{
-		reader:   reader{ctx: ctx, from: batch},
+		reader:   reader{ctx: ctx, failure: s.failure, from: batch},
 		batch:    batch,
 		revision: s.assigned + 1,
 		writes:   map[string]store.Change{},
@@ -127,16 +127,10 @@ func (s *Store) apply(batch *pebble.Batch, t *txn) (*commit, error) {
 		c.changes = append(c.changes, t.writes[key])
 	}
 	applied := make(chan struct{})
-	// A goroutine of its own, since Pebble panics, ends its caller (Fatalf)
-	// or waits for ever when its log is broken.
+	// A goroutine of its own, since it never ends when the disk fails.
 	s.inflight.Add(1)
 	go func() {
 		defer s.inflight.Done()
-		defer func() {
-			if p := recover(); p != nil {
-				s.fail(fmt.Errorf("committing: %v", p))
-			}
-		}()
 		if err := s.db.ApplyNoSyncWait(batch, pebble.Sync); err != nil {
 			s.fail(fmt.Errorf("committing: %w", err))
 			return

@@ -19,9 +19,9 @@
 //	offset HeaderSize   ciphertext of logical byte 0, 1, …
 //
 // A file to which nothing was written is empty on disk too. The header goes to
-// the disk, synced, before the first byte of ciphertext, so that a crash
-// leaves either no more than a header's length (which reads as an empty file)
-// or a whole header.
+// the disk, synced (as does the file's name), before the first byte of
+// ciphertext, so that a crash leaves either no more than a header's length,
+// which reads as an empty file, or a whole header.
 package cryptfs
 
 import (
@@ -113,7 +113,23 @@ func (fs *FS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, err
 	if err != nil {
 		return nil, err
 	}
-	return &file{File: f, name: fs.inner.PathBase(name), headerSize: int64(len(header)), header: header, stream: stream, writable: true}, nil
+	return &file{
+		File:       f,
+		name:       fs.inner.PathBase(name),
+		headerSize: int64(len(header)),
+		header:     header,
+		stream:     stream,
+		writable:   true,
+		syncDir:    func() error { return fs.syncDir(filepath.Dir(fs.path(name))) },
+	}, nil
+}
+
+func (fs *FS) syncDir(inner string) error {
+	dir, err := fs.inner.OpenDir(inner)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // Open opens the file for reading.

@@ -18,7 +18,8 @@ type file struct {
 	stream     Stream // nil: no header on disk, so the file is empty
 	pos        int64  // logical offset of the next Read or Write
 	writable   bool
-	broken     error // a Write failed: how far it came is unknown
+	syncDir    func() error // makes the new file's name durable
+	broken     error        // a Write failed: how far it came is unknown
 }
 
 // Write encrypts p in place, which vfs.File allows, and appends it.
@@ -48,12 +49,18 @@ func (f *file) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// writeHeader makes header and name durable before anything is behind them.
+// The name too, because Pebble syncs a new manifest's name only together with
+// that of the marker which points to it, and a disk may keep either alone.
 func (f *file) writeHeader() error {
 	if _, err := f.File.Write(append([]byte(nil), f.header...)); err != nil {
 		return fmt.Errorf("writing header of %s: %w", f.name, err)
 	}
 	if err := f.File.Sync(); err != nil {
 		return fmt.Errorf("syncing header of %s: %w", f.name, err)
+	}
+	if err := f.syncDir(); err != nil {
+		return fmt.Errorf("syncing name of %s: %w", f.name, err)
 	}
 	f.header = nil
 	return nil
