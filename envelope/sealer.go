@@ -1,6 +1,7 @@
 package envelope
 
 import (
+	"cmp"
 	"crypto/cipher"
 	"crypto/rand"
 	"errors"
@@ -49,7 +50,7 @@ func (h *Handle) Seal(w io.Writer, object string) (*Sealer, error) {
 // knows which is the last.
 func (s *Sealer) Write(p []byte) (int, error) {
 	if s.closed {
-		return 0, errSealed
+		return 0, cmp.Or(s.err, errSealed)
 	}
 	total := len(p)
 	for len(p) > 0 && s.err == nil {
@@ -76,7 +77,7 @@ func (s *Sealer) Write(p []byte) (int, error) {
 // between, and does not close.
 func (s *Sealer) ReadFrom(r io.Reader) (int64, error) {
 	if s.closed {
-		return 0, errSealed
+		return 0, cmp.Or(s.err, errSealed)
 	}
 	var total int64
 	idle := 0
