@@ -90,7 +90,7 @@ func measure(ctx context.Context, d Driver) (m Measured) {
 		m.Err = fmt.Errorf("reading back: bytes differ (%v)", err)
 		return m
 	}
-	if err := syncFS(v.Path()); err != nil {
+	if err := Sync(v.Path()); err != nil {
 		m.Err = err
 		return m
 	}
@@ -118,8 +118,8 @@ func writeSynced(path string, data []byte) error {
 	return nil
 }
 
-// syncFS writes everything of path's file system to its image, so that a search of the image sees what a thief would.
-func syncFS(path string) error {
+// Sync writes everything of path's file system to its image, so that a search of the image sees what a thief would.
+func Sync(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("opening volume: %w", err)

@@ -201,7 +201,7 @@ func (v *fscryptVolume) Close() error {
 	if v.closed {
 		return nil
 	}
-	if err := syncFS(v.mount); v.keep && err != nil {
+	if err := Sync(v.mount); v.keep && err != nil {
 		return err
 	}
 	arg := unix.FscryptRemoveKeyArg{Key_spec: unix.FscryptKeySpecifier{Type: unix.FSCRYPT_KEY_SPEC_TYPE_IDENTIFIER}}
@@ -213,6 +213,17 @@ func (v *fscryptVolume) Close() error {
 		return err
 	}
 	v.closed = true
+	return nil
+}
+
+// Discard deletes the image of a persistent volume that is not open.
+func (d Fscrypt) Discard(id string) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("volume id %q is not of the form %s", id, idPattern)
+	}
+	if err := removeIfThere(filepath.Join(d.Dir, id+".img.keep")); err != nil {
+		return fmt.Errorf("removing volume: %w", err)
+	}
 	return nil
 }
 

@@ -74,7 +74,7 @@ func TestVolumeHidesContentsAndNames(t *testing.T) {
 			if err := os.Symlink(string(secret), filepath.Join(v.Path(), "link")); err != nil {
 				t.Fatal(err)
 			}
-			if err := syncFS(v.Path()); err != nil {
+			if err := Sync(v.Path()); err != nil {
 				t.Fatal(err)
 			}
 			for _, needle := range [][]byte{secret, []byte(name)} {
