@@ -1,0 +1,16 @@
+// Package vault is the data plane of key vaults: keys (RSA, EC, oct) and secrets with versions, soft delete and purge
+// protection, and the cryptographic operations on keys, in the shapes of Azure Key Vault's REST API (2016-10-01 to the
+// newest; error codes, attributes, paging and the challenge are Azure's).
+//
+// It serves three callers. Clients reach it through [Service.Routes], behind the gateway, which has authenticated and
+// authorised them. The envelope asks it to wrap and unwrap resource keys ([Service.WrapKey], [Service.UnwrapKey]) for an
+// identity, through the same authorize and record stages. The key vault provider tells it which vaults exist
+// ([Service.Set], [Service.Forget], [Service.Purge]).
+//
+// Whatever changes whether a key may be used is durable first and announced to the envelope (Config.Revoked) second, both
+// before the call returns; keys that expire are announced by [Service.Run]. Names, bodies and key URLs of clients are not
+// trusted. Key material leaves this package only as ciphertext; no row shows it, backup and release included.
+//
+// It has no hardware module, so key types ending in -HSM are refused rather than pretended. Certificates, backup, key
+// release and rotation policies answer NotSupported.
+package vault
