@@ -40,6 +40,8 @@ type Type struct {
 	ReadOnly bool
 	// NotDeletable and NotPatchable drop the row.
 	NotDeletable, NotPatchable bool
+	// MakesParent creates a missing parent with an empty body first, for the same caller: the container of an asset's versions.
+	MakesParent bool
 	// Owner, when set, is the type name of the ancestor whose key seals the documents (row W7): with that key revoked
 	// they cannot be read.
 	Owner string
