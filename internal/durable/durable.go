@@ -209,8 +209,8 @@ func (fs FS) Remove(path string) error {
 // MkdirAll is FS.MkdirAll with the zero FS.
 func MkdirAll(dir string, perm os.FileMode) error { return FS{}.MkdirAll(dir, perm) }
 
-// MkdirAll creates dir and its missing parents durably. It does not change
-// directories that exist.
+// MkdirAll creates dir and its missing parents durably. Of directories that
+// exist it assumes that whoever made them made them durable.
 func (fs FS) MkdirAll(dir string, perm os.FileMode) error {
 	switch info, err := os.Stat(dir); {
 	case err == nil && info.IsDir():
@@ -224,13 +224,19 @@ func (fs FS) MkdirAll(dir string, perm os.FileMode) error {
 	if err := fs.MkdirAll(parent, perm); err != nil {
 		return err
 	}
+	return fs.Mkdir(dir, perm)
+}
+
+// Mkdir creates dir, whose parent must exist, and makes it durable. When there
+// is a directory already it makes that durable.
+func (fs FS) Mkdir(dir string, perm os.FileMode) error {
 	if err := fs.at(OpMkdir, dir); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, perm); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	return fs.SyncDir(parent)
+	return fs.SyncDir(filepath.Dir(dir))
 }
 
 // IsFull reports whether err says that a disk or a quota has no room left.

@@ -96,7 +96,7 @@ func BenchmarkGet(b *testing.B) {
 	}
 }
 
-// Opening a store of 10,000 records that was not closed cleanly.
+// Opening a store whose log holds 10,000 records to replay, at first.
 func BenchmarkOpen(b *testing.B) {
 	dir, cipher := b.TempDir(), storetest.NewCipher()
 	s := openBench(b, dir, cipher)
