@@ -158,9 +158,12 @@ func (ad *segmentAD) at(index int64, last bool) []byte {
 }
 
 // scratch is the working memory of one segment. It is reused, so that sealing
-// and opening allocate nothing for a segment.
+// and opening allocate nothing for a segment. The order of the fields matters:
+// plain is page-aligned and a whole number of pages, so what is written to it
+// never shares the low twelve address bits with ciphertext about to be read,
+// which costs a quarter of the speed (4K aliasing).
 type scratch struct {
-	sealed [headerSize + sealedSegment]byte
 	plain  [segmentSize]byte
+	sealed [headerSize + sealedSegment]byte
 	ad     segmentAD
 }

@@ -3,6 +3,7 @@ package envelope
 import (
 	"crypto/cipher"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -73,8 +74,8 @@ func (b *binding) concerns(url string) bool {
 // String names the resource and hides the rest.
 func (h *Handle) String() string { return "key handle of " + h.id }
 
-// GoString is String, so that %#v shows no key either.
-func (h *Handle) GoString() string { return h.String() }
+// Format is String for every verb, so that no format shows the key.
+func (h *Handle) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, h.String()) }
 
 // Check is nil while the epoch lasts.
 func (h *Handle) Check() error {

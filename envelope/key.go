@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"io"
 )
 
 const (
@@ -52,7 +53,7 @@ func takeKey(raw []byte) (*key, bool) {
 func (k *key) zero() { clear(k.b[:]) }
 
 // Format hides the key from every verb.
-func (key) Format(f fmt.State, _ rune) { fmt.Fprint(f, "key(hidden)") }
+func (key) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "key(hidden)") }
 
 // derive is HKDF-SHA-256 (RFC 5869) with k as input keying material.
 func (k *key) derive(salt []byte, info string) (*key, error) {
