@@ -28,9 +28,21 @@ type Probe struct {
 	Devices     string `json:"devices"`     // entries of /dev, for the log
 }
 
-// TakeProbe looks at the calling process's surroundings from inside.
+// TakeProbe looks at the calling process's surroundings from inside. It tries forbidden things (mount(2) among them), which would succeed on
+// a host, so anywhere but in process 1 of a user namespace it tries nothing and returns a probe that verifies as nothing.
 func TakeProbe() Probe {
 	p := Probe{PID: os.Getpid(), UID: os.Getuid(), HostUID: -1}
+	if uids, err := os.ReadFile("/proc/self/uid_map"); err == nil {
+		// One line: first id inside, first id on the host, count (user_namespaces(7)).
+		if f := strings.Fields(string(uids)); len(f) == 3 && f[0] == "0" {
+			if p.HostUID, err = strconv.Atoi(f[1]); err != nil {
+				p.HostUID = -1
+			}
+		}
+	}
+	if p.PID != 1 || p.HostUID <= 0 {
+		return p
+	}
 	status, _ := os.ReadFile("/proc/self/status") // absent fields stay empty, and empty never passes
 	for line := range strings.Lines(string(status)) {
 		key, value, _ := strings.Cut(line, ":")
@@ -42,14 +54,6 @@ func TakeProbe() Probe {
 			p.NoNewPrivs = value
 		case "CapBnd":
 			p.CapBnd = value
-		}
-	}
-	if uids, err := os.ReadFile("/proc/self/uid_map"); err == nil {
-		// One line: first id inside, first id on the host, count (user_namespaces(7)).
-		if f := strings.Fields(string(uids)); len(f) == 3 && f[0] == "0" {
-			if p.HostUID, err = strconv.Atoi(f[1]); err != nil {
-				p.HostUID = -1
-			}
 		}
 	}
 	p.Hostname, _ = os.Hostname()
