@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"casemate.dev/dataplane/network/nft"
 	"casemate.dev/dataplane/network/plan"
 )
@@ -27,20 +25,28 @@ func SelfTest() error {
 	if err != nil {
 		return err
 	}
-	network := &p.Networks[0]
-	node := &network.Attachments[0]
-	err = w.namespace(network.Namespace)
-	if err == nil {
-		err = inspect(network.Namespace, func(ns *os.File) error { return nft.Load(ns, render(network)) })
-		if err != nil {
-			err = fmt.Errorf("networks are unavailable: the kernel does not take packet filter rules (nf_tables with inet, conntrack): %w", err)
-		} else if err = errors.Join(w.router(network), w.attach(network, node)); err != nil {
-			err = fmt.Errorf("networks are unavailable: making links and settings in a namespace of our own: %w", err)
-		}
-	} else if errors.Is(err, unix.EPERM) || errors.Is(err, fs.ErrPermission) {
-		err = errors.New("networks are unavailable: making network namespaces needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN)")
-	} else {
-		err = fmt.Errorf("networks are unavailable: %w", err)
+	return errors.Join(explain(w.try(&p.Networks[0])), n.removeUnplanned(w, &plan.Plan{}))
+}
+
+// try builds a network with one node.
+func (w *work) try(network *plan.Network) error {
+	if err := w.namespace(network.Namespace); err != nil {
+		return err
 	}
-	return errors.Join(err, n.removeUnplanned(w, &plan.Plan{}))
+	err := inspect(network.Namespace, func(ns *os.File) error { return nft.Load(ns, render(network)) })
+	if err != nil {
+		return fmt.Errorf("the kernel does not take packet filter rules (nf_tables with inet and conntrack): %w", err)
+	}
+	return errors.Join(w.router(network), w.attach(network, &network.Attachments[0]))
+}
+
+// explain makes one sentence of what try found.
+func explain(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrPermission): // EPERM and EACCES
+		return errors.New("networks are unavailable: making network namespaces and packet filters needs root with CAP_SYS_ADMIN and CAP_NET_ADMIN")
+	}
+	return fmt.Errorf("networks are unavailable: %w", err)
 }
