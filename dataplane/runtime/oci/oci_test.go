@@ -345,6 +345,32 @@ func TestScratchIsUnreadableOutside(t *testing.T) {
 	}
 }
 
+// Without file system encryption in the kernel, the sealed FUSE file system is the disk.
+func TestNodeOnFUSE(t *testing.T) {
+	r := newRuntime(t)
+	dir := t.TempDir()
+	other, err := New(Config{Dir: t.TempDir(), Images: r.cfg.Images, Agent: r.cfg.Agent, Drivers: []volume.Driver{volume.FUSE{Dir: dir}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := other.Cleanup(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	a := newAgent("canary", "wait")
+	n := startNode(t, other, "n1", a, runtime.Limits{})
+	if got := receive(t, a.reports).Probe; !got.WorkWrites || n.Evidence().ScratchDriver != "fuse" {
+		t.Errorf("probe %+v, evidence %+v", got, n.Evidence())
+	}
+	if found, err := volume.Contains(n.Evidence().ScratchImage, []byte(canary)); err != nil || found {
+		t.Errorf("canary legible on the raw disk: %v, %v", found, err)
+	}
+	if err := n.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestMemoryLimitIsReported(t *testing.T) {
 	r := newRuntime(t)
 	n := startNode(t, r, "n1", newAgent("memory", ""), runtime.Limits{MemoryBytes: 64 << 20})
