@@ -56,9 +56,14 @@ func (e *Engine) apply(ctx context.Context, c change) (*result, error) {
 		return nil, err
 	}
 	if parent := c.id.Parent(); t.MakesParent && !c.patch && !e.Exists(parent) {
-		if _, err := e.apply(ctx, change{caller: c.caller, id: parent, body: map[string]any{}, version: c.version}); err != nil {
+		// Somebody else may make it in this moment: that is as good.
+		_, err := e.apply(ctx, change{caller: c.caller, id: parent, body: map[string]any{}, version: c.version, cond: condition{noneMatch: "*"}})
+		if err != nil && resource.StatusOf(err) != http.StatusPreconditionFailed {
 			return nil, err
 		}
+	}
+	if err := e.makeParent(ctx, t, c); err != nil {
+		return nil, err
 	}
 	unlock, err := e.locks.lock(ctx, c.id.Key())
 	if err != nil {
@@ -80,6 +85,18 @@ func (e *Engine) apply(ctx context.Context, c change) (*result, error) {
 		return e.begin(ctx, t, c, old, next)
 	}
 	return e.complete(ctx, t, c, old, next)
+}
+
+// makeParent creates the container of an asset's versions where the type asks for it.
+func (e *Engine) makeParent(ctx context.Context, t *typeInfo, c change) error {
+	if !t.MakesParent || c.patch || e.Exists(c.id.Parent()) {
+		return nil
+	}
+	_, err := e.apply(ctx, change{caller: c.caller, id: c.id.Parent(), body: map[string]any{}, version: c.version})
+	if resource.StatusOf(err) == http.StatusConflict && e.Exists(c.id.Parent()) {
+		return nil // somebody was faster
+	}
+	return err
 }
 
 func (e *Engine) admit(c change, old *record) error {
