@@ -192,6 +192,11 @@ func (e *Engine) remove(ctx context.Context, c resource.Caller, id resource.ID, 
 	if err != nil {
 		return "", false, err
 	}
+	if r, err := e.load(ctx, t, id); err == nil {
+		if err := busy(id, r); err != nil {
+			return "", true, err
+		}
+	}
 	unlock, err := e.locks.lock(ctx, id.Key())
 	if err != nil {
 		return "", false, err
@@ -210,8 +215,8 @@ func (e *Engine) remove(ctx context.Context, c resource.Caller, id resource.ID, 
 	if err := cond.check(id, r); err != nil {
 		return "", true, err
 	}
-	if r.State == resource.StateDeleting {
-		return "", true, e.admit(change{id: id}, r)
+	if err := busy(id, r); err != nil {
+		return "", true, err
 	}
 	if err := e.mayRemove(ctx, t, id, r); err != nil {
 		return "", true, err

@@ -65,6 +65,12 @@ func (e *Engine) apply(ctx context.Context, c change) (*result, error) {
 	if err := e.makeParent(ctx, t, c); err != nil {
 		return nil, err
 	}
+	// A worker holds the lock while it reconciles: who comes meanwhile is told so instead of waiting.
+	if r, err := e.load(ctx, t, c.id); err == nil {
+		if err := busy(c.id, r); err != nil {
+			return nil, err
+		}
+	}
 	unlock, err := e.locks.lock(ctx, c.id.Key())
 	if err != nil {
 		return nil, err
@@ -118,9 +124,14 @@ func (e *Engine) admit(c change, old *record) error {
 		}
 		return nil
 	}
-	switch old.State {
+	return busy(c.id, old)
+}
+
+// busy refuses a change of what is being changed.
+func busy(id resource.ID, r *record) error {
+	switch r.State {
 	case resource.StateDeleting, resource.StateCreating, resource.StateUpdating:
-		e := resource.Errorf(http.StatusConflict, "AnotherOperationInProgress", "Another operation on '%s' is in progress (%s). Wait until it has ended and try again.", c.id, old.State)
+		e := resource.Errorf(http.StatusConflict, "AnotherOperationInProgress", "Another operation on '%s' is in progress (%s). Wait until it has ended and try again.", id, r.State)
 		e.RetryAfter = retryAfter
 		return e
 	}
