@@ -90,7 +90,7 @@ func cleanName(name string) (string, error) {
 	}
 	for _, part := range strings.Split(name, "/") {
 		if part == ".." {
-			return "", errors.New("name climbs with ..")
+			return "", errors.New("name climbs above its directory")
 		}
 	}
 	return path.Clean("./" + strings.TrimLeft(name, "/")), nil
