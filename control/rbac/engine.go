@@ -337,3 +337,39 @@ func (e *Engine) publishLocked(change func(*snapshot)) {
 	change(&s)
 	e.now.Store(&s)
 }
+
+// Authorize is Check as the gateway and the operation engine ask: the reason is for the audit record.
+func (e *Engine) Authorize(c resource.Caller, action string, isData bool, scope resource.ID) (allowed bool, reason string) {
+	d := e.Check(c, action, isData, scope)
+	if d.Allowed {
+		return true, d.Role + " by " + d.Assignment
+	}
+	return false, d.Reason
+}
+
+// Holds says whether the caller has any role at the scope, above it or anywhere below it. It decides only what lists
+// mention, never what may be done.
+func (e *Engine) Holds(caller resource.Caller, scope resource.ID) bool {
+	if caller.Anonymous() {
+		return false
+	}
+	found := false
+	e.now.Load().visitAll(&caller, func(g grant) bool {
+		found = !g.inert && (scope.Contains(g.assignment.Scope) || g.assignment.Scope.Contains(scope))
+		return !found
+	})
+	return found
+}
+
+func (s *snapshot) visitAll(caller *resource.Caller, yield func(grant) bool) {
+	for _, x := range []*index{s.base, s.recent} {
+		for _, object := range append([]string{caller.Object}, caller.Groups...) {
+			for _, g := range x.of(object) {
+				_, gone := s.removed[assignmentKey(g.assignment.ID)]
+				if !(gone && x == s.base) && !yield(g.grant) {
+					return
+				}
+			}
+		}
+	}
+}

@@ -89,6 +89,27 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestHolds(t *testing.T) {
+	e := rbac.New(builtIn(t)...)
+	a := assign("1", team, ownerRole, account)
+	e.SetAssignments(a)
+	for scope, want := range map[string]bool{sub: true, group: true, account: true, data: true, group + "2": false, account + "2": false, "/": true} {
+		if got := e.Holds(user(alice, team), id(scope)); got != want {
+			t.Errorf("Holds(%s) = %v", scope, got)
+		}
+	}
+	if e.Holds(user(bob), id(sub)) || e.Holds(resource.Caller{}, id(sub)) {
+		t.Error("somebody without a role holds one")
+	}
+	if ok, reason := e.Authorize(user(alice, team), "A/b/write", false, id(data)); !ok || reason != "Owner by "+a.ID {
+		t.Errorf("Authorize = %v, %q", ok, reason)
+	}
+	e.RemoveAssignment(a.ID)
+	if e.Holds(user(alice, team), id(sub)) {
+		t.Error("a removed assignment is still held")
+	}
+}
+
 func TestDenyAssignments(t *testing.T) {
 	all := []rbac.Permission{{Actions: []string{"*"}, NotActions: []string{"*/read"}, Condition: "cannot lift"}}
 	tests := []struct {

@@ -83,12 +83,10 @@ func (x *index) visit(caller *resource.Caller, path *scopePath, yield func(grant
 }
 
 func (x *index) visitOne(object string, path *scopePath, yield func(grant) bool) bool {
-	// ToLower allocates only for an object id that is not in its canonical spelling.
-	s, ok := x.principals[strings.ToLower(object)]
-	if !ok {
+	list := x.of(object)
+	if len(list) == 0 {
 		return true
 	}
-	list := x.entries[s.start:s.end]
 	for _, a := range path.ancestors {
 		at := 0
 		if len(list) > fewEntries {
@@ -179,4 +177,11 @@ func lowerASCII(buf []byte, s string) ([]byte, bool) {
 		}
 	}
 	return buf, high < 0x80
+}
+
+// of returns the entries of one object id.
+func (x *index) of(object string) []entry {
+	// ToLower allocates only for an object id that is not in its canonical spelling.
+	s := x.principals[strings.ToLower(object)]
+	return x.entries[s.start:s.end]
 }
