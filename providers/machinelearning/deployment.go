@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 
+	"casemate.dev/dataplane/blob"
 	"casemate.dev/dataplane/runtime/agent"
 	"casemate.dev/providers/machinelearning/fleet"
 	"casemate.dev/providers/machinelearning/location"
@@ -253,12 +254,12 @@ func (p *Provider) deploymentLogs(ctx context.Context, d *resource.Document, r *
 	for _, node := range p.serving.Nodes(d.ID.String()) {
 		for _, item := range items {
 			if path.Base(item.Name) == node+".txt" {
-				items = []BlobItem{item}
+				items = []blob.BlobInfo{item}
 			}
 		}
 	}
 	if len(items) > 0 {
-		body, _, err := p.cfg.Blobs.Open(ctx, caller, pl.account, pl.container, items[len(items)-1].Name)
+		body, _, err := p.cfg.Blobs.GetBlob(ctx, caller, pl.account, pl.container, items[len(items)-1].Name, 0)
 		if err != nil {
 			return nil, err
 		}

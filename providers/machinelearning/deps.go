@@ -3,9 +3,11 @@ package machinelearning
 import (
 	"context"
 	"io"
+	"iter"
 	"log/slog"
 	"time"
 
+	"casemate.dev/dataplane/blob"
 	"casemate.dev/dataplane/runtime"
 	"casemate.dev/providers/machinelearning/fleet"
 	"casemate.dev/resource"
@@ -26,19 +28,12 @@ type Keys interface {
 	Version(resourceID string) (string, error)
 }
 
-// BlobItem is one blob of a listing.
-type BlobItem struct {
-	Name        string
-	Size        int64
-	ContentType string
-}
-
-// Blobs is the blob plane, acting for a caller with that caller's rights and recorded as such.
+// Blobs is the blob plane, acting for a caller with that caller's rights and recorded as such; *blob.Service.
 type Blobs interface {
-	List(ctx context.Context, c resource.Caller, account resource.ID, container, prefix, after string, limit int) ([]BlobItem, error)
-	Open(ctx context.Context, c resource.Caller, account resource.ID, container, name string) (io.ReadCloser, BlobItem, error)
-	Put(ctx context.Context, c resource.Caller, account resource.ID, container, name, contentType string, body io.Reader, size int64) error
-	Delete(ctx context.Context, c resource.Caller, account resource.ID, container, name string) error
+	ListBlobs(ctx context.Context, c resource.Caller, account resource.ID, container, prefix string) iter.Seq2[blob.BlobInfo, error]
+	GetBlob(ctx context.Context, c resource.Caller, account resource.ID, container, name string, offset int64) (io.ReadCloser, blob.BlobInfo, error)
+	PutBlob(ctx context.Context, c resource.Caller, account resource.ID, container, name string, body io.Reader, size int64, contentType string) error
+	DeleteBlob(ctx context.Context, c resource.Caller, account resource.ID, container, name string) error
 }
 
 // Image is an image that is ready to be started.
@@ -52,11 +47,9 @@ type Images interface {
 	Ensure(ctx context.Context, c resource.Caller, registry resource.ID, repository, reference string) (Image, error)
 }
 
-// Principals makes callers of principals, for acting in process, and tokens for runs.
+// Principals makes callers of principals, for acting in process.
 type Principals interface {
 	CallerOf(ctx context.Context, principalID string) (resource.Caller, error)
-	// IssueRunToken makes a short-lived token of a principal that is good only for a run, and only while its node lives.
-	IssueRunToken(ctx context.Context, principalID, onBehalfOf, run, node, audience string) (token string, expires time.Time, err error)
 }
 
 // Runs is the tracking plane's half of a job.
@@ -94,7 +87,9 @@ type Config struct {
 	Tenant    string
 	Platform  resource.Caller
 	CA        []byte         // PEM, for nodes
-	Metadata  fleet.Metadata // where nodes ask for tokens
+	Metadata  fleet.Metadata // where nodes ask for tokens; default http://169.254.169.254/msi/token
+	// RunToken makes a token of a managed identity (an ARM id) that is good while the node lives.
+	RunToken func(ctx context.Context, node, identity, audience string) (string, error)
 	// RunAudience is the audience of a run's token at the workspace plane; default https://ml.azure.com.
 	RunAudience string
 	Clock       resource.Clock // optional

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 
+	"casemate.dev/dataplane/blob"
 	"casemate.dev/dataplane/runtime/agent"
 	"casemate.dev/providers/machinelearning/location"
 	"casemate.dev/resource"
@@ -34,10 +35,7 @@ type manifestFile struct {
 	SHA256 string `json:"sha256"`
 }
 
-const (
-	maxManifestFiles = 10000
-	listPage         = 1000
-)
+const maxManifestFiles = 10000
 
 func manifestKey(id resource.ID) string { return store.Key("machinelearning", "manifest", id.Key()) }
 
@@ -95,37 +93,30 @@ func (p *Provider) makeManifest(ctx context.Context, c resource.Caller, target s
 }
 
 // listPlace lists the blobs of a place: the one blob of that name, or else all below it as a folder.
-func (p *Provider) listPlace(ctx context.Context, c resource.Caller, pl place) (items []BlobItem, prefix string, err error) {
+func (p *Provider) listPlace(ctx context.Context, c resource.Caller, pl place) (items []blob.BlobInfo, prefix string, err error) {
 	folder := pl.path
 	if folder != "" && !strings.HasSuffix(folder, "/") {
 		folder += "/"
 	}
-	after := ""
-	for {
-		page, err := p.cfg.Blobs.List(ctx, c, pl.account, pl.container, pl.path, after, listPage)
+	for item, err := range p.cfg.Blobs.ListBlobs(ctx, c, pl.account, pl.container, pl.path) {
 		if err != nil {
 			return nil, "", err
 		}
-		for _, item := range page {
-			if item.Name == pl.path && pl.path != "" && !strings.HasSuffix(pl.path, "/") {
-				return []BlobItem{item}, pl.path[:strings.LastIndexByte(pl.path, '/')+1], nil
-			}
-			if strings.HasPrefix(item.Name, folder) && !strings.HasSuffix(item.Name, "/") {
-				items = append(items, item)
-			}
-			after = item.Name
+		if item.Name == pl.path && !strings.HasSuffix(pl.path, "/") {
+			return []blob.BlobInfo{item}, pl.path[:strings.LastIndexByte(pl.path, '/')+1], nil
+		}
+		if strings.HasPrefix(item.Name, folder) && !strings.HasSuffix(item.Name, "/") {
+			items = append(items, item)
 		}
 		if len(items) > maxManifestFiles {
 			return nil, "", resource.Errorf(http.StatusBadRequest, "AssetTooManyFiles", "An asset may have %d files; '%s' has more.", maxManifestFiles, p.url(pl))
 		}
-		if len(page) < listPage {
-			return items, folder, nil
-		}
 	}
+	return items, folder, nil
 }
 
 func (p *Provider) digest(ctx context.Context, c resource.Caller, pl place, name string) (string, int64, error) {
-	body, _, err := p.cfg.Blobs.Open(ctx, c, pl.account, pl.container, name)
+	body, _, err := p.cfg.Blobs.GetBlob(ctx, c, pl.account, pl.container, name, 0)
 	if err != nil {
 		return "", 0, err
 	}

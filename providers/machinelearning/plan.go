@@ -269,7 +269,7 @@ func (p *Provider) image(ctx context.Context, ws workspace, ref imageRef, as mem
 const stopMargin = 10 * time.Minute
 
 // PlanJob implements fleet.Planner.
-func (q *planner) PlanJob(ctx context.Context, r fleet.Record, node string) (fleet.Plan, error) {
+func (q *planner) PlanJob(ctx context.Context, r fleet.Record, _ string) (fleet.Plan, error) {
 	p := (*Provider)(q)
 	id, err := resource.ParseID(r.ID)
 	if err != nil {
@@ -296,18 +296,15 @@ func (q *planner) PlanJob(ctx context.Context, r fleet.Record, node string) (fle
 	if err != nil {
 		return fleet.Plan{}, err
 	}
-	token, _, err := p.cfg.Principals.IssueRunToken(ctx, res.identity.principal, person, id.Name(), node, p.cfg.RunAudience)
-	if err != nil {
-		return fleet.Plan{}, err
-	}
 	limit, _ := parseDuration(j.Properties.Limits.Timeout) // "" is none; validated
 	logs := place{ws.storage, artifactContainer, artifactPrefix(id.Name())}
 	plan := fleet.Plan{
 		Image: img.Digest, Subnet: res.subnet, Limits: res.size,
 		Identity: fleet.Identity{Default: res.identity.id, Identities: []string{res.identity.id}, OnBehalfOf: person, Run: id.Name()},
+		Tokens:   map[string]string{"MLFLOW_TRACKING_TOKEN": p.cfg.RunAudience},
 		Spec: agent.Spec{
 			Kind: agent.KindJob, RunID: id.Name(), Command: j.Properties.Command, ClientID: res.identity.client,
-			Env:  p.jobEnvironment(ws, id, j, img, res.identity, token),
+			Env:  p.jobEnvironment(ws, id, j, img, res.identity),
 			Code: res.code, Inputs: res.inputs, Outputs: res.outputs, Params: res.params,
 			Logs:             agent.Logs{User: p.url(logs) + "user_logs/std_log.txt", System: p.url(logs) + "system_logs/agent.log"},
 			TimeLimitSeconds: int64(limit / time.Second),
@@ -321,14 +318,14 @@ func (q *planner) PlanJob(ctx context.Context, r fleet.Record, node string) (fle
 
 // jobEnvironment is the environment of user code (INTERFACE.md, "Environment inside a job"): the image's, the job's, the platform's, each
 // over the one before.
-func (p *Provider) jobEnvironment(ws workspace, id resource.ID, j commandJob, img Image, as member, token string) map[string]string {
+func (p *Provider) jobEnvironment(ws workspace, id resource.ID, j commandJob, img Image, as member) map[string]string {
 	env := imageEnvironment(img)
 	for k, v := range j.Properties.EnvironmentVariables {
 		env[k] = v
 	}
 	platform := map[string]string{
 		"AZUREML_RUN_ID": id.Name(), "AZUREML_ROOT_RUN_ID": id.Name(), "AZUREML_EXPERIMENT_NAME": j.Properties.ExperimentName,
-		"MLFLOW_TRACKING_URI": p.trackingURI(ws.guid, ws.id), "MLFLOW_RUN_ID": id.Name(), "MLFLOW_TRACKING_TOKEN": token,
+		"MLFLOW_TRACKING_URI": p.trackingURI(ws.guid, ws.id), "MLFLOW_RUN_ID": id.Name(),
 	}
 	p.addPlatform(platform, ws, as)
 	for k, v := range platform {

@@ -32,6 +32,7 @@ const (
 	defaultDatastore      = "workspaceblobstore"
 	artifactDatastore     = "workspaceartifactstore"
 	defaultRunAudience    = "https://ml.azure.com"
+	nodeTokenURL          = "http://169.254.169.254/msi/token" // of the identity plane
 	joinSubnetAction      = "Microsoft.Network/virtualNetworks/subnets/join/action"
 	maxDocumentTextLength = 32 << 10
 )
@@ -50,11 +51,14 @@ type Provider struct {
 // New makes the provider. Types may be used at once; jobs and deployments run while Run does.
 func New(cfg Config) (*Provider, error) {
 	if cfg.Resources == nil || cfg.Store == nil || cfg.Keys == nil || cfg.Handles == nil || cfg.Principals == nil || cfg.Blobs == nil ||
-		cfg.Images == nil || cfg.Runtime == nil || cfg.Network == nil || cfg.Runs == nil || cfg.Allowed == nil || cfg.Authority == nil || cfg.Domain == "" {
+		cfg.Images == nil || cfg.Runtime == nil || cfg.Network == nil || cfg.Runs == nil || cfg.RunToken == nil || cfg.Allowed == nil || cfg.Authority == nil || cfg.Domain == "" {
 		return nil, errors.New("machinelearning: a required field of the configuration is missing")
 	}
 	if cfg.RunAudience == "" {
 		cfg.RunAudience = defaultRunAudience
+	}
+	if cfg.Metadata == (fleet.Metadata{}) {
+		cfg.Metadata = fleet.Metadata{IdentityEndpoint: nodeTokenURL, MSIEndpoint: nodeTokenURL}
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
@@ -65,7 +69,7 @@ func New(cfg Config) (*Provider, error) {
 	p := &Provider{cfg: cfg, registry: fleet.NewRegistry()}
 	fc := fleet.Config{
 		Store: cfg.Store, Handles: cfg.Handles, Runtime: cfg.Runtime, Network: cfg.Network, Planner: (*planner)(p), Serve: (*planner)(p),
-		Metadata: cfg.Metadata, CA: cfg.CA, Changed: p.jobChanged, Clock: cfg.Clock, Log: cfg.Log,
+		Metadata: cfg.Metadata, Token: cfg.RunToken, CA: cfg.CA, Changed: p.jobChanged, Clock: cfg.Clock, Log: cfg.Log,
 	}
 	p.jobs, p.serving = fleet.NewScheduler(fc, p.registry), fleet.NewServing(fc, p.registry)
 	return p, nil

@@ -19,7 +19,8 @@ type Plan struct {
 	ScratchBytes int64
 	Identity     Identity // Secret is made by the fleet
 	Spec         agent.Spec
-	Deadline     time.Duration // backstop behind the agent's own time limit; 0: none
+	Tokens       map[string]string // environment variable → audience of a token of the node's identity
+	Deadline     time.Duration     // backstop behind the agent's own time limit; 0: none
 }
 
 // Attachment is a node's place in a virtual network.
@@ -46,6 +47,7 @@ type launcher struct {
 	runtime  runtime.Runtime
 	network  Network
 	registry *Registry
+	token    func(ctx context.Context, node, identity, audience string) (string, error)
 	metadata Metadata
 	ca       []byte
 	log      func(msg string, args ...any)
@@ -72,6 +74,11 @@ func (l *launcher) start(ctx context.Context, node string, plan Plan, record fun
 	}
 	spec.Env["IDENTITY_ENDPOINT"], spec.Env["IDENTITY_HEADER"] = l.metadata.IdentityEndpoint, plan.Identity.Secret
 	spec.Env["MSI_ENDPOINT"], spec.Env["MSI_SECRET"] = l.metadata.MSIEndpoint, plan.Identity.Secret
+	for variable, audience := range plan.Tokens {
+		if spec.Env[variable], err = l.token(ctx, node, plan.Identity.Default, audience); err != nil {
+			return nil, nil, fmt.Errorf("getting token for node %s: %w", node, err)
+		}
+	}
 	ctrl := agent.NewController(spec, record)
 	n, err := l.runtime.Start(ctx, runtime.NodeSpec{
 		ID: node, Image: plan.Image, NetNSPath: at.NetNSPath, Limits: plan.Limits, ScratchBytes: plan.ScratchBytes,

@@ -7,12 +7,12 @@ import (
 	"sync"
 )
 
-// Identity is whom a node may be.
+// Identity is whom a node may be; it has the fields of the identity plane's NodeIdentity.
 type Identity struct {
 	Default    string   // ARM id of the managed identity it is unless it asks for another
 	Identities []string // ARM ids of all that it may be
-	OnBehalfOf string   // object id of the person who submitted the job, or made the deployment
 	Run        string   // run id of the job; for a deployment its ARM id
+	OnBehalfOf string   // object id of the person who submitted the job, or made the deployment
 	Secret     string   // what the node must present to its metadata service, the value of IDENTITY_HEADER
 }
 

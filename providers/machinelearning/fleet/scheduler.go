@@ -32,6 +32,8 @@ type Config struct {
 	Serve    ServePlanner
 	Metadata Metadata
 	CA       []byte // PEM, given to every node
+	// Token makes a token of one of a node's identities, for Plan.Tokens; the node is registered.
+	Token func(ctx context.Context, node, identity, audience string) (string, error)
 	// Changed hears of each durable change of a job. It may hear one twice. After an error the end of a job is told again later.
 	Changed func(ctx context.Context, r Record) error
 	Clock   resource.Clock // optional, time.Now
@@ -103,7 +105,7 @@ func (cfg Config) withDefaults() Config {
 }
 
 func newLauncher(cfg Config, registry *Registry) *launcher {
-	return &launcher{cfg.Runtime, cfg.Network, registry, cfg.Metadata, cfg.CA, cfg.Log.Warn}
+	return &launcher{cfg.Runtime, cfg.Network, registry, cfg.Token, cfg.Metadata, cfg.CA, cfg.Log.Warn}
 }
 
 // Submit queues a job durably. Submitting a known job again does nothing.
