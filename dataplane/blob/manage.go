@@ -19,7 +19,7 @@ type ContainerInfo struct {
 // The operations below serve the rows of Microsoft.Storage/…/containers, which the gateway has authorised under the
 // containers' own permissions; they check nobody.
 
-// CreateContainer makes a container. made is false, and the container's metadata replaced, when it was there.
+// CreateContainer makes a container. made is false when it was there; then metadata replaces the container's, unless nil.
 func (s *Service) CreateContainer(ctx context.Context, account resource.ID, name string, metadata map[string]string) (info ContainerInfo, made bool, err error) {
 	a, err := s.account(ctx, account.String())
 	if err != nil {
@@ -30,7 +30,11 @@ func (s *Service) CreateContainer(ctx context.Context, account resource.ID, name
 	}
 	rec, err := s.createContainer(ctx, a, name, metadata)
 	if made = err == nil; resource.StatusOf(err) == 409 {
-		rec, err = s.setContainerMetadata(ctx, a, name, conditions{}, metadata)
+		if metadata == nil {
+			rec, err = s.statContainer(ctx, a, name)
+		} else {
+			rec, err = s.setContainerMetadata(ctx, a, name, conditions{}, metadata)
+		}
 	}
 	if err != nil {
 		return info, false, s.publicError(a, err)
