@@ -119,6 +119,16 @@ func (b *breaker) Lock(name string) (io.Closer, error) {
 	return b.FS.Lock(name)
 }
 
+// GetDiskUsage tells the room on the disk. That it cannot tell is no reason to
+// stop: Pebble reports every other error than this one as a failure.
+func (b *breaker) GetDiskUsage(path string) (vfs.DiskUsage, error) {
+	usage, err := b.FS.GetDiskUsage(path)
+	if err != nil {
+		return vfs.DiskUsage{}, vfs.ErrUnsupported
+	}
+	return usage, nil
+}
+
 // Unwrap returns the file system below.
 func (b *breaker) Unwrap() vfs.FS { return b.FS }
 

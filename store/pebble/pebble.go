@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -194,9 +195,11 @@ func (s *Store) options(cfg Config) *pebble.Options {
 		Logger:                      engineLog{s: s, log: cfg.Logger},
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) {
-				// Pebble would try again at once and for ever.
+				// Pebble would try again at once and for ever. Its own
+				// goroutine ends here rather than park, since it has a
+				// lock, given back by defer, which readers need.
 				s.fail(fmt.Errorf("flushing or compacting: %w", err))
-				park()
+				runtime.Goexit()
 			},
 			DataCorruption: func(info pebble.DataCorruptionInfo) {
 				s.fail(fmt.Errorf("reading %s: %w", info.Path, info.Details))
