@@ -76,7 +76,8 @@ func declared() []plan.VirtualNetwork {
 				{ID: "score-2", Subnet: "a/scoring", IP: addr("10.1.1.5")},
 				{ID: "open", Subnet: "a/endpoints", IP: addr("10.1.2.9")},
 			},
-			Records: []plan.Record{{Name: "*.apps.casemate.localhost", IP: addr("10.1.0.4")}},
+			Records:  []plan.Record{{Name: "*.apps.casemate.localhost", IP: addr("10.1.0.4")}},
+			Platform: 5005,
 		},
 		{
 			ID:       vnetB,

@@ -66,8 +66,8 @@ type listener struct {
 	count map[string]int // by source
 }
 
-// Listen opens a listener at the address and port of a private endpoint of the applied plan. Its connections
-// implement Originated. The listener is closed when the endpoint leaves the plan or its namespace had to be made
+// Listen opens a listener at the address and port of a private endpoint of the applied plan, or at the platform's
+// address and port, where Origins have no PrivateEndpoint. Its connections implement Originated. The listener is closed when the endpoint leaves the plan or its namespace had to be made
 // anew; Accept then returns net.ErrClosed, and its owner listens again if the endpoint still stands.
 func (n *Network) Listen(ctx context.Context, networkID, addr string) (net.Listener, error) {
 	at, err := netip.ParseAddrPort(addr)
@@ -76,7 +76,7 @@ func (n *Network) Listen(ctx context.Context, networkID, addr string) (net.Liste
 	}
 	network, ok := n.current.Load().Network(networkID)
 	if ok {
-		_, ok = network.Endpoint(at)
+		ok = reachable(network, at)
 	}
 	if !ok {
 		return nil, fmt.Errorf("listening at %s in network %s: %w", addr, networkID, ErrUnknown)
@@ -244,8 +244,13 @@ func (l *listener) planned(p *plan.Plan) bool {
 	case l.resolver:
 		return true // the resolver's owner closes it
 	}
-	_, ok = network.Endpoint(l.at)
-	return ok
+	return reachable(network, l.at)
+}
+
+// reachable tells whether nodes can reach a listener of the router namespace at an address and port.
+func reachable(network *plan.Network, at netip.AddrPort) bool {
+	_, ok := network.Endpoint(at)
+	return ok || network.IsPlatform(at)
 }
 
 // closeListeners closes the listeners chosen with all their connections, and on the others the connections of nodes

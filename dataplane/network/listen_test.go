@@ -158,3 +158,50 @@ func TestDNS(t *testing.T) {
 		t.Errorf("new record: %s %v", got, err)
 	}
 }
+
+func TestPlatformListener(t *testing.T) {
+	n, p := build(t, declared())
+	l, err := n.Listen(t.Context(), vnetA, "168.63.129.16:5005")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dialed := make(chan string, 1)
+	go func() { dialed <- dial(n, "open", "168.63.129.16:5005") }()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := c.(network.Originated).Origin(); o.Network != vnetA || o.PrivateEndpoint != "" || o.Source != "open" {
+		t.Errorf("origin at the platform's address: %+v", o)
+	}
+	c.Close()
+	if got := <-dialed; got != "open" {
+		t.Errorf("dialing the platform: %s", got)
+	}
+	for networkID, at := range map[string]string{vnetA: "168.63.129.16:5006", vnetB: "168.63.129.16:5005"} {
+		if _, err := n.Listen(t.Context(), networkID, at); !errors.Is(err, network.ErrUnknown) {
+			t.Errorf("listening at %s in %s: %v", at, networkID, err)
+		}
+	}
+	for tag, want := range map[string]bool{"AzureResourceManager": true, "AzureActiveDirectory": true, "Storage": false} {
+		networks := declared()
+		networks[0].Subnets[2].Group = &plan.SecurityGroup{ID: "closed", Rules: []plan.SecurityRule{
+			{Name: "tag", Priority: 100, Direction: "Outbound", Access: "Allow", Protocol: "Tcp", DestinationPrefixes: []string{tag}, DestinationPorts: []string{"5005"}},
+			{Name: "nothing-else", Priority: 200, Direction: "Outbound", Access: "Deny", Protocol: "*"},
+		}}
+		changed, err := n.Compile(networks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Apply(t.Context(), changed); err != nil {
+			t.Fatal(err)
+		}
+		if got := dial(n, "open", "168.63.129.16:5005") == "open"; got != want {
+			t.Errorf("with only %s allowed the platform is reachable: %v", tag, got)
+		}
+	}
+	if err := n.Apply(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+}

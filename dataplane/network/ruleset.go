@@ -37,7 +37,7 @@ func prerouting(n *plan.Network) nft.Chain {
 	return c
 }
 
-// input guards what the router namespace itself answers: the resolver and private endpoints.
+// input guards what the router namespace itself answers: the resolver, the platform's services and private endpoints.
 func input(n *plan.Network) nft.Chain {
 	c := nft.Chain{Name: "input", Hook: nft.Input, Rules: []nft.Rule{
 		{Match: nft.Match{In: "lo"}, Verdict: nft.Accept},
@@ -48,6 +48,16 @@ func input(n *plan.Network) nft.Chain {
 		c.Rules = append(c.Rules, resolverRules(s)...)
 	}
 	c.Rules = append(c.Rules, dispatchOutbound(n)...)
+	if n.Platform != 0 {
+		c.Rules = append(c.Rules, nft.Rule{
+			Match: nft.Match{
+				Destinations:     []nft.Range{nft.Host(plan.PlatformAddress)},
+				Protocols:        []uint8{uint8(plan.TCP)},
+				DestinationPorts: []nft.PortRange{{First: n.Platform, Last: n.Platform}},
+			},
+			Verdict: nft.Accept, Comment: "platform",
+		})
+	}
 	for _, e := range n.Endpoints {
 		c.Rules = append(c.Rules, nft.Rule{
 			Match: nft.Match{

@@ -136,7 +136,7 @@ func TestRulesEqualModel(t *testing.T) {
 }
 
 var (
-	prefixes = []string{"*", "VirtualNetwork", "Internet", "AzureLoadBalancer", "AzurePlatformDNS", "AzurePlatformDNS", "Storage.WestEurope", "10.1.0.0/24", "10.1.0.4",
+	prefixes = []string{"*", "VirtualNetwork", "Internet", "AzureLoadBalancer", "AzureActiveDirectory", "AzureResourceManager.Local", "AzurePlatformDNS", "AzurePlatformDNS", "Storage.WestEurope", "10.1.0.0/24", "10.1.0.4",
 		"10.1.0.4/31", "10.1.1.0/24", "10.1.2.4", "10.0.0.0/8", "0.0.0.0/1", "128.0.0.0/1", "fd00::/8", "168.63.129.16", "255.255.255.255"}
 	portRanges = []string{"*", "53", "80", "443", "0-79", "81-65535", "5000-5010", "0-65535", "65535", "1-1"}
 	someAddrs  = []string{"10.1.0.4", "10.1.0.5", "10.1.0.6", "10.1.1.4", "10.1.1.5", "10.1.2.4", "10.1.2.9", "10.1.2.5", "10.1.0.1", "10.1.1.1",

@@ -31,6 +31,9 @@ func (n Network) dump(b *strings.Builder) {
 			fmt.Fprintf(b, "    out %s\n", r)
 		}
 	}
+	if n.Platform != 0 {
+		fmt.Fprintf(b, "  platform port %d\n", n.Platform)
+	}
 	for _, e := range n.Endpoints {
 		fmt.Fprintf(b, "  endpoint %s subnet %s %s for %s\n", e.Address, n.Segments[e.Segment].Name, e.ID, e.Target)
 	}

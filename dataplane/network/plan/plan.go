@@ -28,7 +28,9 @@ import (
 // Addresses that are the same in every network. [IP address 168.63.129.16, Azure documentation; IMDS, likewise]
 var (
 	// PlatformAddress is the platform's own address inside each network: it answers DNS, and the platform's
-	// connections to nodes (scoring, probes) come from it. Service tag AzureLoadBalancer.
+	// connections to nodes (scoring, probes) come from it. Service tag AzureLoadBalancer. Where a network's Platform names
+	// a port, it also serves what every node needs: the token service and the resource manager, service tags
+	// AzureActiveDirectory and AzureResourceManager.
 	PlatformAddress = netip.AddrFrom4([4]byte{168, 63, 129, 16})
 	// MetadataAddress is the instance metadata service, an address of each node's own loopback interface.
 	MetadataAddress = netip.AddrFrom4([4]byte{169, 254, 169, 254})
@@ -42,6 +44,7 @@ type VirtualNetwork struct {
 	Endpoints []PrivateEndpoint
 	Nodes     []Node
 	Records   []Record // private DNS zones linked to this network; endpoints' names are added by Compile
+	Platform  uint16   // TCP port of the token service and the resource manager at PlatformAddress; 0: not offered
 }
 
 // A Subnet is one declared subnet, /29 or larger, inside one of its network's prefixes.
@@ -97,6 +100,7 @@ type Network struct {
 	Endpoints   []Endpoint
 	Attachments []Attachment
 	Records     []Record // sorted, absolute lower-case names
+	Platform    uint16   // TCP port at PlatformAddress; 0: none
 }
 
 // A Segment is a subnet as the kernel will know it.
@@ -170,9 +174,13 @@ func compileNetwork(instance string, v VirtualNetwork) (Network, error) {
 		Namespace: instance + "-" + digest("network", v.ID, 6),
 		Prefixes:  slices.SortedFunc(slices.Values(v.Prefixes), netip.Prefix.Compare),
 		Local:     []netip.Addr{PlatformAddress},
+		Platform:  v.Platform,
 	}
 	if v.ID == "" {
 		return n, fmt.Errorf("id is empty")
+	}
+	if v.Platform == 53 {
+		return n, fmt.Errorf("port 53 of the platform's address belongs to the resolver")
 	}
 	if err := checkAddressSpace(n.Prefixes); err != nil {
 		return n, err
@@ -347,6 +355,11 @@ func (n *Network) Endpoint(at netip.AddrPort) (*Endpoint, bool) {
 		return nil, false
 	}
 	return &n.Endpoints[i], true
+}
+
+// IsPlatform says whether the platform's own services listen at an address and port of the network.
+func (n *Network) IsPlatform(at netip.AddrPort) bool {
+	return n.Platform != 0 && at == netip.AddrPortFrom(PlatformAddress, n.Platform)
 }
 
 func fold(id string) string { return strings.ToLower(id) }

@@ -73,14 +73,14 @@ const (
 
 var protocols = map[string]Protocol{"*": AnyProtocol, "tcp": TCP, "udp": UDP, "icmp": ICMP, "esp": ESP, "ah": AH}
 
-// publicTags are service tags that stand for public addresses of Azure. No network of ours leads to a public
+// publicTags are service tags that stand for public addresses of Azure alone. No network of ours leads to a public
 // address, so they match nothing here; they are listed because a misspelt tag must be an error, not a rule without effect.
 var publicTags = map[string]bool{
-	"actiongroup": true, "apimanagement": true, "appconfiguration": true, "appservice": true, "azureactivedirectory": true,
+	"actiongroup": true, "apimanagement": true, "appconfiguration": true, "appservice": true,
 	"azurearcinfrastructure": true, "azurebackup": true, "azurecloud": true, "azurecognitivesearch": true,
 	"azurecontainerregistry": true, "azurecosmosdb": true, "azuredatabricks": true, "azuredataexplorermanagement": true,
 	"azuredevops": true, "azureeventgrid": true, "azurefrontdoor": true, "azurekeyvault": true, "azuremachinelearning": true,
-	"azuremachinelearninginference": true, "azuremonitor": true, "azureopenai": true, "azureresourcemanager": true, "azuresiterecovery": true,
+	"azuremachinelearninginference": true, "azuremonitor": true, "azureopenai": true, "azuresiterecovery": true,
 	"azuretrafficmanager": true, "batchnodemanagement": true, "cognitiveservicesmanagement": true, "datafactory": true,
 	"datafactorymanagement": true, "eventhub": true, "gatewaymanager": true, "guestandhybridmanagement": true, "hdinsight": true,
 	"keyvault": true, "microsoftcloudappsecurity": true, "microsoftcontainerregistry": true, "microsoftdefenderforendpoint": true,
@@ -188,7 +188,7 @@ func parsePrefixes(list []string, space []netip.Prefix) (ranges []Range, dns boo
 			ranges = append(ranges, virtual...)
 		case tag == "internet":
 			ranges = append(ranges, complement(virtual)...)
-		case tag == "azureloadbalancer":
+		case tag == "azureloadbalancer" || service == "azureactivedirectory" || service == "azureresourcemanager":
 			ranges = append(ranges, Range{PlatformAddress, PlatformAddress})
 		case tag == "azureplatformdns":
 			dns = true

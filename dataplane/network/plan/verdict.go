@@ -80,8 +80,11 @@ func (p *Plan) platformVerdict(f Flow) Decision {
 	return n.Segments[to.Segment].inboundVerdict(f)
 }
 
-// deliver decides for a flow that its source subnet lets out: it must end at a private endpoint or at a node.
+// deliver decides for a flow that its source subnet lets out: it must end at the platform, at a private endpoint or at a node.
 func (n *Network) deliver(f Flow) Decision {
+	if f.Protocol == TCP && n.IsPlatform(netip.AddrPortFrom(f.Destination, f.DestinationPort)) {
+		return allow("platform", "the platform's own services")
+	}
 	if e, ok := n.Endpoint(netip.AddrPortFrom(f.Destination, f.DestinationPort)); ok && f.Protocol == TCP {
 		return n.Segments[e.Segment].inboundVerdict(f)
 	}
