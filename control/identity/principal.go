@@ -110,3 +110,14 @@ func (s *Service) update(ctx context.Context, id string, fn func(d *directory, o
 	}
 	return s.changeLocked(ctx, change{put: []*object{c}})
 }
+
+// EnsureSystemAssigned makes the system-assigned identity of a resource, as the operation engine asks.
+func (s *Service) EnsureSystemAssigned(ctx context.Context, id resource.ID) (principalID, tenantID string, err error) {
+	mi, err := s.EnsureManagedIdentity(ctx, id, id.Name())
+	return mi.PrincipalID, mi.TenantID, err
+}
+
+// RemoveSystemAssigned removes the system-assigned identity of a resource.
+func (s *Service) RemoveSystemAssigned(ctx context.Context, id resource.ID) error {
+	return s.RemoveManagedIdentity(ctx, id)
+}
