@@ -175,6 +175,7 @@ func (n *network) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 type platform struct {
+	images  *image.Store
 	runtime *oci.Runtime
 	image   string
 	network *network
@@ -185,7 +186,7 @@ func newPlatform(t testing.TB) *platform {
 	if os.Getuid() != 0 {
 		t.Skip("starting nodes needs root")
 	}
-	store, err := image.Open(t.Context(), image.Config{Dir: t.TempDir(), Bytes: 512 << 20})
+	store, err := image.Open(t.Context(), image.Config{Dir: t.TempDir(), Bytes: 8 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +211,7 @@ func newPlatform(t testing.TB) *platform {
 	if err := r.SelfTest(t.Context()); err != nil {
 		t.Skipf("%v (a race-enabled test binary is not static)", err)
 	}
-	return &platform{r, img.Digest, newNetwork(t)}
+	return &platform{store, r, img.Digest, newNetwork(t)}
 }
 
 // start runs a command in a node and returns its events.
@@ -274,6 +275,70 @@ func TestJobRunsInANode(t *testing.T) {
 	}
 	if got := p.network.blobs["/out/job-1/f"]; got != "out\n" {
 		t.Errorf("output %q", got)
+	}
+}
+
+// A larger image by hand: CASEMATE_TEST_IMAGE names a tar file of a root file system with python3 and, better, sklearn.
+func TestServeInANode(t *testing.T) {
+	rootfs := os.Getenv("CASEMATE_TEST_IMAGE")
+	if rootfs == "" {
+		t.Skip("CASEMATE_TEST_IMAGE names no root file system with python3")
+	}
+	p := newPlatform(t)
+	layer, err := tarball.LayerFromFile(rootfs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := time.Now()
+	unpacked, err := p.images.Add(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("unpacked %d MB in %v", unpacked.Bytes>>20, time.Since(started))
+	url := "https://127.0.0.1"
+	p.network.blobs["/code"] = `
+import time
+started = time.time()
+def init():
+    import sklearn.linear_model
+    print("imported in", time.time() - started)
+def run(d):
+    return d
+`
+	for _, id := range []string{"cold", "warm"} {
+		events := make(chan agent.Event, 10)
+		c := agent.NewController(agent.Spec{
+			Kind: agent.KindServe, RunID: id, Logs: agent.Logs{User: url + "/user/" + id}, Env: map[string]string{"IDENTITY_ENDPOINT": url + "/identity"},
+			Code: &agent.Tree{Files: []agent.File{{Path: "score.py", URL: url + "/code"}}}, Serve: &agent.Serve{},
+		}, func(_ context.Context, e agent.Event) error { events <- e; return nil })
+		ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.network.server.Certificate().Raw})
+		started := time.Now()
+		n, err := p.runtime.Start(t.Context(), runtime.NodeSpec{ID: id, Image: unpacked.Digest, NetNSPath: p.network.path, CA: ca, Agent: c})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for e := range events {
+			t.Logf("%s after %v: %+v", e.State, time.Since(started), e)
+			if e.State == agent.StateReady {
+				c.Cancel()
+			}
+			if e.State.Final() {
+				break
+			}
+		}
+		for len(p.network.logged) > 0 {
+			t.Log(<-p.network.logged)
+		}
+		if last := c.Last(); last.State != agent.StateCanceled {
+			t.Errorf("final event %+v", last)
+		}
+		if err := n.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
