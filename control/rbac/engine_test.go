@@ -320,3 +320,34 @@ func BenchmarkCheck(b *testing.B) {
 		})
 	}
 }
+
+func TestChecksRunBesideChanges(t *testing.T) {
+	e := rbac.New(builtIn(t)...)
+	keep := assign("keep", alice, ownerRole, group)
+	e.SetAssignments(keep)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 600 {
+			a := assign(fmt.Sprint("n", i), bob, ownerRole, account)
+			e.SetAssignments(a)
+			if !e.Check(user(bob), "A.B/c/write", false, id(data)).Allowed {
+				t.Error("an assignment is not in force when it was set")
+			}
+			e.RemoveAssignment(a.ID)
+			if e.Check(user(bob), "A.B/c/write", false, id(data)).Allowed {
+				t.Error("an assignment is in force when it was removed")
+			}
+		}
+	}()
+	for {
+		select {
+		case <-done:
+			return
+		default:
+			if !e.Check(user(alice), "A.B/c/write", false, id(data)).Allowed {
+				t.Fatal("an untouched assignment was not in force for a moment")
+			}
+		}
+	}
+}
