@@ -9,6 +9,7 @@ import (
 
 	"casemate.dev/dataplane/blob"
 	"casemate.dev/dataplane/runtime"
+	"casemate.dev/dataplane/tracking"
 	"casemate.dev/providers/machinelearning/fleet"
 	"casemate.dev/resource"
 	"casemate.dev/store"
@@ -52,20 +53,14 @@ type Principals interface {
 	CallerOf(ctx context.Context, principalID string) (resource.Caller, error)
 }
 
-// Runs is the tracking plane's half of a job.
+// Runs is the tracking plane's half of a job; *tracking.Service.
 type Runs interface {
-	// Open makes the run of a job, once; opening it again does nothing.
-	Open(ctx context.Context, workspace resource.ID, run Run) error
-	// Change sets a run's status, RUNNING, FINISHED, FAILED or KILLED as MLflow spells them; times may be zero.
-	Change(ctx context.Context, workspace resource.ID, run, status string, started, ended time.Time) error
+	// OpenJob makes the run of a job, once; opening it again does nothing.
+	OpenJob(ctx context.Context, workspace resource.ID, job tracking.JobRun) error
+	// ChangeJob sets a run's status, as MLflow spells it; times may be zero.
+	ChangeJob(ctx context.Context, workspace resource.ID, run, status string, started, ended time.Time) error
 	// Drop forgets everything of a workspace that is being deleted.
 	Drop(ctx context.Context, workspace resource.ID) error
-}
-
-// Run is a job as the tracking plane sees it.
-type Run struct {
-	ID, Name, Experiment, User string
-	Tags                       map[string]string
 }
 
 // Config is what the provider needs. Fields are required unless they say otherwise.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"casemate.dev/dataplane/tracking"
 	"casemate.dev/providers/machinelearning/fleet"
 	"casemate.dev/providers/machinelearning/location"
 	"casemate.dev/providers/machinelearning/sensitive"
@@ -238,7 +239,7 @@ func (p *Provider) submitJob(ctx context.Context, d *resource.Document) error {
 	if _, err := p.jobs.Status(ctx, d.ID.String(), ws.Key()); !errors.Is(err, fleet.ErrNoRecord) {
 		return err // nil: submitted before
 	}
-	err := p.cfg.Runs.Open(ctx, ws, Run{
+	err := p.cfg.Runs.OpenJob(ctx, ws, tracking.JobRun{
 		ID: d.ID.Name(), Name: d.String("properties.displayName"), Experiment: j.Properties.ExperimentName, User: d.Creator.DisplayName(),
 		Tags: map[string]string{"mlflow.user": d.Creator.DisplayName(), "azureml.jobId": d.ID.String(), "mlflow.source.type": "JOB"},
 	})
@@ -262,7 +263,7 @@ func (p *Provider) jobChanged(ctx context.Context, r fleet.Record) error {
 	if status == "" {
 		status = "RUNNING"
 	}
-	return p.cfg.Runs.Change(ctx, id.Parent(), id.Name(), status, r.Started, r.Ended)
+	return p.cfg.Runs.ChangeJob(ctx, id.Parent(), id.Name(), status, r.Started, r.Ended)
 }
 
 func (p *Provider) viewJob(ctx context.Context, d *resource.Document) {

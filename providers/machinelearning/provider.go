@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,6 +47,9 @@ type Provider struct {
 	registry *fleet.Registry
 	jobs     *fleet.Scheduler
 	serving  *fleet.Serving
+
+	mu       sync.Mutex      // guards reserved
+	reserved map[string]bool // folded ids of model versions that are being registered by number
 }
 
 // New makes the provider. Types may be used at once; jobs and deployments run while Run does.
@@ -66,7 +70,7 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Provider{cfg: cfg, registry: fleet.NewRegistry()}
+	p := &Provider{cfg: cfg, registry: fleet.NewRegistry(), reserved: map[string]bool{}}
 	fc := fleet.Config{
 		Store: cfg.Store, Handles: cfg.Handles, Runtime: cfg.Runtime, Network: cfg.Network, Planner: (*planner)(p), Serve: (*planner)(p),
 		Metadata: cfg.Metadata, Token: cfg.RunToken, CA: cfg.CA, Changed: p.jobChanged, Clock: cfg.Clock, Log: cfg.Log,
