@@ -14,7 +14,7 @@ import (
 var dialects = map[resource.Plane]func(http.ResponseWriter, *resource.Request, *resource.Error){
 	resource.PlaneManagement: writeARMError,
 	resource.PlaneGraph:      writeARMError,
-	resource.PlaneVault:      writeARMError,
+	resource.PlaneVault:      writeVaultError,
 	resource.PlaneScoring:    writeARMError,
 	resource.PlaneWorkspace:  writeWorkspaceError,
 	resource.PlaneLogin:      writeOAuthError,
@@ -60,6 +60,22 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 func writeARMError(w http.ResponseWriter, r *resource.Request, e *resource.Error) {
 	w.Header()["x-ms-error-code"] = []string{e.Code}
 	writeJSON(w, e.Status, map[string]any{"error": toARM(e)})
+}
+
+// writeVaultError is Key Vault's: a refusal's exact reason stands in innererror (Key Vault REST, "Authentication, requests
+// and responses").
+func writeVaultError(w http.ResponseWriter, _ *resource.Request, e *resource.Error) {
+	out := &armError{Code: e.Code, Message: e.Message}
+	switch e.Code {
+	case "AuthorizationFailed":
+		out.Code, out.InnerError = "Forbidden", map[string]any{"code": "ForbiddenByRbac"}
+	case "ForbiddenByConnection":
+		out.Code, out.InnerError = "Forbidden", map[string]any{"code": e.Code}
+	}
+	if len(e.Details) > 0 {
+		out.InnerError = map[string]any{"code": e.Details[0].Code}
+	}
+	writeJSON(w, e.Status, map[string]any{"error": out})
 }
 
 // writeWorkspaceError serves Azure ML's clients and MLflow's, which read error_code and message at the top.

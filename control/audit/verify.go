@@ -84,14 +84,24 @@ type Report struct {
 // chain value fit, and the trail reaches at least as far as the remembered head. A fault is in the report; the error is
 // for not being able to look.
 func (l *Log) Verify(ctx context.Context) (Report, error) {
+	l.mu.Lock()
+	synced := l.synced
+	l.mu.Unlock()
+	return l.verify(ctx, synced)
+}
+
+// Check verifies a trail that no process writes, without opening it for writing.
+func Check(ctx context.Context, cfg Config) (Report, error) {
+	return (&Log{cfg: cfg}).verify(ctx, 0)
+}
+
+func (l *Log) verify(ctx context.Context, synced uint64) (Report, error) {
 	var rep Report
 	headSeq, _, err := l.cfg.Head.LoadHead(ctx)
 	if err != nil {
 		return rep, fmt.Errorf("loading the audit head: %w", err)
 	}
-	l.mu.Lock()
-	headSeq = max(headSeq, l.synced)
-	l.mu.Unlock()
+	headSeq = max(headSeq, synced)
 	v := verifier{log: l, pub: &l.cfg.Key.PublicKey}
 	err = l.scan(func(kind byte, payload []byte, s *segmentReader) error {
 		if ctx.Err() != nil {

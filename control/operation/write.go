@@ -113,7 +113,7 @@ func (e *Engine) admit(c change, old *record) error {
 		if c.patch {
 			return resource.NotFound(c.id)
 		}
-		if p := c.id.Parent(); !e.Exists(p) {
+		if p := e.declaredScope(c.id); !e.Exists(p) {
 			if p.Is("Microsoft.Resources/subscriptions/resourceGroups") {
 				return resource.Errorf(http.StatusNotFound, "ResourceGroupNotFound", "Resource group '%s' could not be found. Create it first.", p.Name())
 			}
@@ -125,6 +125,16 @@ func (e *Engine) admit(c change, old *record) error {
 		return nil
 	}
 	return busy(c.id, old)
+}
+
+// declaredScope is what must exist above a new resource: its parent or, for an extension resource on a data scope (a key, a
+// blob container), the nearest resource of a declared type.
+func (e *Engine) declaredScope(id resource.ID) resource.ID {
+	p := id.Parent()
+	for t := e.types[lower(id.Type())]; t != nil && t.Level == resource.AtAnyScope && !p.IsTenant() && e.types[lower(p.Type())] == nil; {
+		p = p.Parent()
+	}
+	return p
 }
 
 // busy refuses a change of what is being changed.
