@@ -31,12 +31,9 @@ func cleanPath(p string) (string, error) {
 		}
 	}
 	for seg := range strings.SplitSeq(p, "/") {
-		if strings.Trim(seg, ". ") == "" {
+		if strings.Trim(seg, ". ") == "" || len(seg) > 1 && seg[1] == ':' {
 			return "", refused
 		}
-	}
-	if len(p) > 1 && p[1] == ':' {
-		return "", refused
 	}
 	return p, nil
 }
