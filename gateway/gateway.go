@@ -65,6 +65,7 @@ type Gateway struct {
 	hosts  hostTable
 	tables map[resource.Plane]*table
 	stages []stage
+	inner  []stage // of requests in process, whose caller is known: see inner.go
 }
 
 // stage judges one exchange or adds to it. An error ends the request.
@@ -95,6 +96,7 @@ func New(cfg Config) (*Gateway, error) {
 		{"record", g.record},             // before any effect, durable where the row says so
 		{"dispatch", g.dispatch},         // the effect
 	}
+	g.inner = []stage{g.stages[0], {"receive", g.told}, g.stages[3], g.stages[4], g.stages[5], g.stages[6]}
 	return g, nil
 }
 
@@ -145,10 +147,14 @@ type exchange struct {
 
 // ServeHTTP is the request path.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
+	g.run(w, hr, func(*exchange) []stage { return g.stages })
+}
+
+func (g *Gateway) run(w http.ResponseWriter, hr *http.Request, stagesOf func(*exchange) []stage) {
 	x := &exchange{w: &response{ResponseWriter: w}, began: g.cfg.Clock()}
 	x.r = &resource.Request{Request: hr, Origin: originOf(hr.Context())}
 	defer g.finish(x)
-	for _, s := range g.stages {
+	for _, s := range stagesOf(x) {
 		if err := s.run(x); err != nil {
 			g.refuse(x, s.name, err)
 			return

@@ -274,10 +274,10 @@ func (t hostTable) find(host string) (resource.Plane, string, bool) {
 	if ok {
 		return p, label, true
 	}
-	// Scoring: <endpoint>.<region>.inference.<domain>: two labels before the plane's own.
+	// <endpoint>.<region>.inference.<domain>: two labels before the plane's own, resolved together.
 	region, rest, _ := strings.Cut(rest, ".")
 	if p, ok := t.wildcard["*."+rest]; ok && region != "" {
-		return p, label, true
+		return p, label + "." + region, true
 	}
 	return "", "", false
 }

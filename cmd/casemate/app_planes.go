@@ -65,7 +65,7 @@ func (a *App) openPlanes(ctx context.Context, later *joints) (*parts, error) {
 	if err := a.openBlob(p, later); err != nil {
 		return nil, err
 	}
-	return p, nil
+	return p, a.serveDNS(p)
 }
 
 func (a *App) openAccess(p *parts) error {

@@ -43,7 +43,9 @@ type Config struct {
 	Store  store.Store
 	Keys   Keys
 	Plane  Plane
-	Tenant string         // the tenant that vaults belong to
+	Tenant string // the tenant that vaults belong to
+	// InUse refuses the deletion of a vault that something stands on, with *resource.Error 409; optional.
+	InUse  func(ctx context.Context, id resource.ID) error
 	Clock  resource.Clock // default: time.Now
 	Logger *slog.Logger   // default: the default logger
 }
@@ -77,8 +79,15 @@ func (p *Provider) Types() []resource.Type {
 		Name: typeName, Level: resource.AtResourceGroup, APIVersions: apiVersions(), Tracked: true, Created: 201,
 		NamePattern: regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9-]{1,22}[a-zA-Z0-9]$`),
 		NameRule:    "A vault's name has 3 to 24 letters, digits and single dashes, begins with a letter and ends with a letter or digit",
-		Validate:    p.validate, Reconcile: p.reconcile, Remove: p.remove,
+		Validate:    p.validate, Reconcile: p.reconcile, Remove: p.remove, MayRemove: p.mayRemove,
 	}}
+}
+
+func (p *Provider) mayRemove(ctx context.Context, d *resource.Document) error {
+	if p.cfg.InUse == nil {
+		return nil
+	}
+	return p.cfg.InUse(ctx, d.ID)
 }
 
 // Observe tells the data plane of the vaults that exist when the process starts, and of every change after that. Register
