@@ -103,9 +103,9 @@ func newWorld() *world {
 
 var public = resource.Origin{Kind: resource.OriginPublic, Remote: netip.MustParseAddrPort("192.0.2.7:1234")}
 
-func do(g *Gateway, o resource.Origin, method, url, token, body string) *httptest.ResponseRecorder {
+func do(g *Gateway, o resource.Origin, method, target, token, body string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, "https://management.casemate.test/", strings.NewReader(body))
-	host, rest, _ := strings.Cut(strings.TrimPrefix(url, "https://"), "/")
+	host, rest, _ := strings.Cut(strings.TrimPrefix(target, "https://"), "/")
 	r.Host = host
 	u, err := url.ParseRequestURI("/" + rest)
 	if err != nil {
