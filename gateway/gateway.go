@@ -166,7 +166,7 @@ func (g *Gateway) run(w http.ResponseWriter, hr *http.Request, stagesOf func(*ex
 func (g *Gateway) refuse(x *exchange, stage string, err error) {
 	e := resource.AsError(err)
 	x.entry.Code, x.entry.Status = e.Code, e.Status
-	if e.Status >= 500 || errors.Is(err, context.Canceled) {
+	if e.Status >= 500 && e.Status != http.StatusNotImplemented || errors.Is(err, context.Canceled) {
 		g.cfg.Logger.Error("request failed", "stage", stage, "correlationId", x.r.CorrelationID, "status", e.Status, "code", e.Code, "cause", causeText(e))
 	}
 	if stage != "record" && stage != "dispatch" {

@@ -137,7 +137,7 @@ func (d *Document) Wire() map[string]any {
 	if out == nil {
 		out = map[string]any{}
 	}
-	out["id"], out["name"], out["type"] = d.ID.String(), d.ID.Name(), d.ID.Type()
+	out["id"], out["name"], out["type"] = d.ID.String(), d.ID.Name(), d.ID.WireType()
 	if d.State != "" {
 		props, _ := out["properties"].(map[string]any)
 		props = maps.Clone(props)

@@ -53,8 +53,11 @@ func NotSupported(format string, args ...any) *Error {
 	return Errorf(http.StatusNotImplemented, "NotSupported", format, args...)
 }
 
-// NotFound is 404 with the code ResourceNotFound.
+// NotFound is 404 with the code ResourceNotFound, or ResourceGroupNotFound where that is what is missing.
 func NotFound(id ID) *Error {
+	if id.Is("Microsoft.Resources/subscriptions/resourceGroups") {
+		return Errorf(http.StatusNotFound, "ResourceGroupNotFound", "Resource group '%s' could not be found.", id.Name())
+	}
 	return Errorf(http.StatusNotFound, "ResourceNotFound", "The resource '%s' was not found. Check its name and the resource group.", id)
 }
 

@@ -159,6 +159,14 @@ func (id ID) Type() string {
 	return b.String()
 }
 
+// WireType is the type as documents show it: resource groups lose "subscriptions" there, though not in permissions.
+func (id ID) WireType() string {
+	if id.Is("Microsoft.Resources/subscriptions/resourceGroups") {
+		return "Microsoft.Resources/resourceGroups"
+	}
+	return id.Type()
+}
+
 // Is compares the type without regard to case.
 func (id ID) Is(typ string) bool { return strings.EqualFold(id.Type(), typ) }
 
