@@ -1,159 +1,39 @@
 package outside
 
 import (
-	"bufio"
 	"bytes"
-	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/base64"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"os"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
-	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azkeys"
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azsecrets"
-	"github.com/google/uuid"
 )
 
-// vaultBench is a running platform with a key vault made for one test, reached with Microsoft's clients as its
-// administrator.
-type vaultBench struct {
-	t    *testing.T
-	env  map[string]string
-	http *http.Client
-	cred azcore.TokenCredential
-	opt  azcore.ClientOptions
+const vaultVersion = "2023-07-01"
 
-	name, group, id, url string
+// vaultBench is a key vault made for one test.
+type vaultBench struct {
+	*platform
+	name, id, url string
 }
 
-// newVaultBench skips the test unless CASEMATE_OUTSIDE_ENV names the client/env file of a running server.
 func newVaultBench(t *testing.T) *vaultBench {
 	t.Helper()
-	path := os.Getenv("CASEMATE_OUTSIDE_ENV")
-	if path == "" {
-		t.Skip("CASEMATE_OUTSIDE_ENV is not set: start `casemate serve` and set it to DIR/client/env")
-	}
-	b := &vaultBench{t: t, env: readVaultEnv(t, path)}
-	b.http = b.client()
-	b.opt = azcore.ClientOptions{
-		Transport: b.http, Retry: policy.RetryOptions{MaxRetries: -1},
-		Cloud: cloud.Configuration{ActiveDirectoryAuthorityHost: b.env["AZURE_AUTHORITY_HOST"], Services: map[cloud.ServiceName]cloud.ServiceConfiguration{}},
-	}
-	var err error
-	b.cred, err = azidentity.NewClientSecretCredential(b.env["AZURE_TENANT_ID"], b.env["AZURE_CLIENT_ID"], b.env["AZURE_CLIENT_SECRET"],
-		&azidentity.ClientSecretCredentialOptions{ClientOptions: b.opt, DisableInstanceDiscovery: true})
-	b.check(err)
-	var suffix [5]byte
-	_, _ = rand.Read(suffix[:]) // never fails, see crypto/rand
-	b.name = "kv-" + hex.EncodeToString(suffix[:])
-	b.group = "/subscriptions/" + b.env["AZURE_SUBSCRIPTION_ID"] + "/resourceGroups/outside-" + b.name
-	b.id = b.group + "/providers/Microsoft.KeyVault/vaults/" + b.name
+	b := &vaultBench{platform: newPlatform(t), name: "kv-" + suffix()}
+	b.id = b.newGroup() + "/providers/Microsoft.KeyVault/vaults/" + b.name
 	b.makeVault()
 	return b
 }
 
-func (b *vaultBench) check(err error) {
-	b.t.Helper()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-}
-
-// readVaultEnv reads shell assignments.
-func readVaultEnv(t *testing.T, path string) map[string]string {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }() // read only
-	env := map[string]string{}
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		line := strings.TrimPrefix(strings.TrimSpace(lines.Text()), "export ")
-		if name, value, ok := strings.Cut(line, "="); ok && !strings.HasPrefix(line, "#") {
-			env[name] = strings.Trim(value, `"'`)
-		}
-	}
-	return env
-}
-
-// client trusts the platform's authority and finds its host names at the loopback address.
-func (b *vaultBench) client() *http.Client {
-	pem, err := os.ReadFile(b.env["SSL_CERT_FILE"])
-	b.check(err)
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		b.t.Fatal("no certificate in SSL_CERT_FILE")
-	}
-	domain, _, _ := strings.Cut(b.env["CASEMATE_DOMAIN"], ":")
-	dialer := net.Dialer{Timeout: 10 * time.Second}
-	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if host, port, err := net.SplitHostPort(addr); err == nil && strings.HasSuffix(host, "."+domain) {
-				addr = net.JoinHostPort("127.0.0.1", port)
-			}
-			return dialer.DialContext(ctx, network, addr)
-		},
-	}}
-}
-
-// arm sends one request to the resource manager and wants a status below 300.
-func (b *vaultBench) arm(method, path, version string, body any) map[string]any {
-	b.t.Helper()
-	var in io.Reader = http.NoBody
-	if body != nil {
-		raw, err := json.Marshal(body)
-		b.check(err)
-		in = bytes.NewReader(raw)
-	}
-	r, err := http.NewRequestWithContext(b.t.Context(), method, b.env["CASEMATE_ENDPOINT"]+path+"?api-version="+version, in)
-	b.check(err)
-	r.Header.Set("Authorization", "Bearer "+b.token())
-	r.Header.Set("Content-Type", "application/json")
-	resp, err := b.http.Do(r)
-	b.check(err)
-	defer func() { _ = resp.Body.Close() }() // read whole below
-	raw, err := io.ReadAll(resp.Body)
-	b.check(err)
-	if resp.StatusCode >= 300 {
-		b.t.Fatalf("%s %s: %s %s", method, path, resp.Status, raw)
-	}
-	out := map[string]any{}
-	if len(raw) > 0 {
-		b.check(json.Unmarshal(raw, &out))
-	}
-	return out
-}
-
-func (b *vaultBench) token() string {
-	b.t.Helper()
-	tok, err := b.cred.GetToken(b.t.Context(), policy.TokenRequestOptions{Scopes: []string{b.env["CASEMATE_ENDPOINT"] + "/.default"}})
-	b.check(err)
-	return tok.Token
-}
-
 func (b *vaultBench) makeVault() {
 	b.t.Helper()
-	b.arm(http.MethodPut, b.group, "2021-04-01", map[string]any{"location": "local"})
-	v := b.arm(http.MethodPut, b.id, "2023-07-01", map[string]any{"location": "local", "properties": map[string]any{
+	v := b.must(http.MethodPut, b.id, vaultVersion, map[string]any{"location": "local", "properties": map[string]any{
 		"tenantId": b.env["AZURE_TENANT_ID"], "sku": map[string]any{"family": "A", "name": "standard"}, "enableRbacAuthorization": true,
 	}})
 	props, _ := v["properties"].(map[string]any)
@@ -166,51 +46,14 @@ func (b *vaultBench) makeVault() {
 
 // removeVault deletes and purges, which also tests that it can be done.
 func (b *vaultBench) removeVault() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	for _, step := range [][2]string{
-		{http.MethodDelete, b.id},
-		{http.MethodPost, "/subscriptions/" + b.env["AZURE_SUBSCRIPTION_ID"] + "/providers/Microsoft.KeyVault/locations/local/deletedVaults/" + b.name + "/purge"},
-		{http.MethodDelete, b.group},
-	} {
-		tok, err := b.cred.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{b.env["CASEMATE_ENDPOINT"] + "/.default"}})
-		if err != nil {
-			b.t.Error(err)
-			return
-		}
-		r, err := http.NewRequestWithContext(ctx, step[0], b.env["CASEMATE_ENDPOINT"]+step[1]+"?api-version=2022-07-01", nil)
-		if err != nil {
-			b.t.Error(err)
-			return
-		}
-		r.Header.Set("Authorization", "Bearer "+tok.Token)
-		resp, err := b.http.Do(r)
-		if err != nil {
-			b.t.Error(err)
-			return
-		}
-		_ = resp.Body.Close() // nothing is wanted of it
-		if resp.StatusCode >= 300 {
-			b.t.Errorf("%s %s: %s", step[0], step[1], resp.Status)
-		}
-	}
+	b.must(http.MethodDelete, b.id, vaultVersion, nil)
+	b.must(http.MethodPost, "/subscriptions/"+b.env["AZURE_SUBSCRIPTION_ID"]+"/providers/Microsoft.KeyVault/locations/local/deletedVaults/"+b.name+"/purge", vaultVersion, nil)
 }
 
 // becomeOfficer gives the administrator the role Key Vault Administrator at the vault.
 func (b *vaultBench) becomeOfficer() {
 	b.t.Helper()
-	parts := strings.Split(b.token(), ".")
-	if len(parts) != 3 {
-		b.t.Fatal("the access token is no JWT")
-	}
-	raw, err := base64.RawURLEncoding.DecodeString(parts[1])
-	b.check(err)
-	var claims struct{ OID string }
-	b.check(json.Unmarshal(raw, &claims))
-	b.arm(http.MethodPut, b.id+"/providers/Microsoft.Authorization/roleAssignments/"+uuid.NewString(), "2022-04-01", map[string]any{"properties": map[string]any{
-		"roleDefinitionId": "/subscriptions/" + b.env["AZURE_SUBSCRIPTION_ID"] + "/providers/Microsoft.Authorization/roleDefinitions/00482a5a-887f-4fb3-b363-3b7fe8e74483",
-		"principalId":      claims.OID, "principalType": "ServicePrincipal",
-	}})
+	b.grant(b.id, "00482a5a-887f-4fb3-b363-3b7fe8e74483")
 }
 
 func (b *vaultBench) secrets() *azsecrets.Client {

@@ -2,8 +2,10 @@
 // clients, as an outsider would: over TLS, with a service principal, knowing
 // nothing but the files that `casemate serve` leaves for its clients.
 //
-// Set CASEMATE_OUTSIDE_ENV to DIR/client/env of a running server; without it
-// the tests are skipped. They make what they need and remove it.
+// `go test` here builds and starts a server of its own. Set
+// CASEMATE_OUTSIDE_ENV to DIR/client/env of a running server to use that
+// instead, or CASEMATE_BIN to a binary. The tests make what they need and
+// remove it.
 package outside
 
 import (
@@ -30,6 +32,9 @@ import (
 	"github.com/google/uuid"
 )
 
+// envName is the variable that names the client/env file of the server under test.
+const envName = "CASEMATE_OUTSIDE_ENV"
+
 // platform is a running server, reached as its administrator.
 type platform struct {
 	t    *testing.T
@@ -39,18 +44,16 @@ type platform struct {
 	opt  azcore.ClientOptions
 }
 
-// newPlatform skips the test where no server is named.
+// newPlatform connects as the administrator.
 func newPlatform(t *testing.T) *platform {
 	t.Helper()
-	path := os.Getenv("CASEMATE_OUTSIDE_ENV")
-	if path == "" {
-		t.Skip("CASEMATE_OUTSIDE_ENV is not set: start `casemate serve` and set it to DIR/client/env")
-	}
-	p := &platform{t: t, env: readEnv(t, path)}
+	p := &platform{t: t, env: readEnv(t, os.Getenv(envName))}
 	p.http = p.client()
 	p.opt = azcore.ClientOptions{
 		Transport: p.http, Retry: policy.RetryOptions{MaxRetries: -1},
-		Cloud: cloud.Configuration{ActiveDirectoryAuthorityHost: p.env["AZURE_AUTHORITY_HOST"], Services: map[cloud.ServiceName]cloud.ServiceConfiguration{}},
+		Cloud: cloud.Configuration{ActiveDirectoryAuthorityHost: p.env["AZURE_AUTHORITY_HOST"], Services: map[cloud.ServiceName]cloud.ServiceConfiguration{
+			cloud.ResourceManager: {Endpoint: p.env["CASEMATE_ENDPOINT"], Audience: p.env["CASEMATE_ENDPOINT"]},
+		}},
 	}
 	var err error
 	p.cred, err = azidentity.NewClientSecretCredential(p.env["AZURE_TENANT_ID"], p.env["AZURE_CLIENT_ID"], p.env["AZURE_CLIENT_SECRET"],
