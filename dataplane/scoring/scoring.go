@@ -48,13 +48,17 @@ type Endpoints interface {
 	Borrow(deployment resource.ID) (node string, release func(), ok bool)
 }
 
+// Authorizer decides whether a caller holds an action at a scope; control/rbac's engine.
+type Authorizer interface {
+	Authorize(c resource.Caller, action string, isData bool, scope resource.ID) (allowed bool, reason string)
+}
+
 // Config is what the plane needs; all fields are required unless they say otherwise.
 type Config struct {
 	Endpoints Endpoints
 	// Verify makes a caller of a bearer token that is good for scoring.
-	Verify func(ctx context.Context, token string) (resource.Caller, error)
-	// Allowed says whether a caller holds an action at a scope.
-	Allowed func(c resource.Caller, action string, scope resource.ID) bool
+	Verify    func(ctx context.Context, token string) (resource.Caller, error)
+	Authorize Authorizer
 	// Dial connects to a port of a node from the platform's address inside its network.
 	Dial func(ctx context.Context, node string, port int) (net.Conn, error)
 	Port int             // of instances; optional, 5001
@@ -75,7 +79,7 @@ type Service struct{ cfg Config }
 
 // New makes the plane.
 func New(cfg Config) (*Service, error) {
-	if cfg.Endpoints == nil || cfg.Verify == nil || cfg.Allowed == nil || cfg.Dial == nil {
+	if cfg.Endpoints == nil || cfg.Verify == nil || cfg.Authorize == nil || cfg.Dial == nil {
 		return nil, errors.New("scoring: a required field of the configuration is missing")
 	}
 	if cfg.Port == 0 {
@@ -149,7 +153,7 @@ func (s *Service) admit(r *resource.Request) (Endpoint, error) {
 	if err != nil {
 		return Endpoint{}, unauthorized().WithCause(err)
 	}
-	if c.Anonymous() || !s.cfg.Allowed(c, scoreAction, e.ID) {
+	if allowed, _ := s.cfg.Authorize.Authorize(c, scoreAction, false, e.ID); !allowed || c.Anonymous() {
 		return Endpoint{}, resource.Forbidden(c, scoreAction, e.ID.String())
 	}
 	r.Remember("auth", "token")

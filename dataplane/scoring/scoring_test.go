@@ -28,6 +28,12 @@ func (f *fakeEndpoints) Borrow(resource.ID) (string, func(), bool) {
 	return "node-1", func() { f.released++ }, f.ready
 }
 
+type onlyGood struct{}
+
+func (onlyGood) Authorize(c resource.Caller, action string, isData bool, scope resource.ID) (bool, string) {
+	return c.Object == "good" && action == scoreAction && !isData && scope.Equal(endpointID), ""
+}
+
 // plane is a scoring plane before one instance that the test plays.
 func plane(t *testing.T, instance http.HandlerFunc) (*Service, *fakeEndpoints) {
 	t.Helper()
@@ -43,9 +49,7 @@ func plane(t *testing.T, instance http.HandlerFunc) (*Service, *fakeEndpoints) {
 			}
 			return resource.Caller{}, errors.New("bad token")
 		},
-		Allowed: func(c resource.Caller, action string, scope resource.ID) bool {
-			return c.Object == "good" && action == scoreAction && scope.Equal(endpointID)
-		},
+		Authorize: onlyGood{},
 		Dial: func(ctx context.Context, node string, port int) (net.Conn, error) {
 			if node != "node-1" || port != 5001 {
 				return nil, errors.New("dialed somewhere else")

@@ -14,7 +14,7 @@ func (p *Provider) datastoreType() resource.Type {
 	return resource.Type{
 		Name: datastoreType, APIVersions: versions, Owner: workspaceType, Created: http.StatusCreated,
 		NamePattern: regexp.MustCompile(`^[a-zA-Z0-9_]{1,255}$`), NameRule: "Use letters, digits and underscores",
-		Validate: p.validateDatastore, MayRemove: mayRemoveDatastore, Filter: filterDatastores,
+		Validate: p.validateDatastore, MayRemove: p.mayRemoveDatastore, Filter: filterDatastores,
 		Actions: []resource.Action{{Name: "listSecrets", Permission: datastoreType + "/listsecrets/action", Audit: resource.AuditSecret,
 			Handler: func(_ context.Context, d *resource.Document, _ *resource.Request) (any, error) {
 				return nil, resource.Errorf(http.StatusBadRequest, "DatastoreHasNoSecrets", "The datastore '%s' has no secrets: its data is reached with the caller's own identity.", d.ID.Name())
@@ -62,7 +62,10 @@ func (p *Provider) validateDatastore(_ context.Context, w *resource.Write) error
 	return nil
 }
 
-func mayRemoveDatastore(_ context.Context, d *resource.Document) error {
+func (p *Provider) mayRemoveDatastore(ctx context.Context, d *resource.Document) error {
+	if p.leaving(ctx, d.ID.Parent()) {
+		return nil
+	}
 	if name := d.ID.Name(); strings.EqualFold(name, artifactDatastore) || d.Bool("properties.isDefault") {
 		return resource.Errorf(http.StatusConflict, "DefaultDatastore", "The datastore '%s' belongs to the workspace and goes with it.", name)
 	}

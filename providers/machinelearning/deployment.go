@@ -201,10 +201,8 @@ func (p *Provider) removeDeployment(ctx context.Context, d *resource.Document) e
 
 // mayRemoveDeployment protects what takes traffic, unless the endpoint goes too.
 func (p *Provider) mayRemoveDeployment(ctx context.Context, d *resource.Document) error {
-	for id := d.ID.Parent(); !id.IsTenant(); id = id.Parent() {
-		if up, err := p.cfg.Resources.Get(ctx, id); err == nil && up.State == resource.StateDeleting {
-			return nil
-		}
+	if p.leaving(ctx, d.ID.Parent()) {
+		return nil
 	}
 	endpoint, err := p.cfg.Resources.Get(ctx, d.ID.Parent())
 	if err != nil {

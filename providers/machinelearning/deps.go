@@ -34,6 +34,7 @@ type Blobs interface {
 	ListBlobs(ctx context.Context, c resource.Caller, account resource.ID, container, prefix string) iter.Seq2[blob.BlobInfo, error]
 	GetBlob(ctx context.Context, c resource.Caller, account resource.ID, container, name string, offset int64) (io.ReadCloser, blob.BlobInfo, error)
 	PutBlob(ctx context.Context, c resource.Caller, account resource.ID, container, name string, body io.Reader, size int64, contentType string) error
+	EnsureContainer(ctx context.Context, c resource.Caller, account resource.ID, container string) error
 	DeleteBlob(ctx context.Context, c resource.Caller, account resource.ID, container, name string) error
 }
 
@@ -51,6 +52,11 @@ type Images interface {
 // Principals makes callers of principals, for acting in process.
 type Principals interface {
 	CallerOf(ctx context.Context, principalID string) (resource.Caller, error)
+}
+
+// Authorizer decides whether a caller holds an action at a scope; control/rbac's engine.
+type Authorizer interface {
+	Authorize(c resource.Caller, action string, isData bool, scope resource.ID) (allowed bool, reason string)
 }
 
 // Runs is the tracking plane's half of a job; *tracking.Service.
@@ -75,14 +81,13 @@ type Config struct {
 	Runtime    runtime.Runtime
 	Network    fleet.Network
 	Runs       Runs
-	// Allowed says whether a caller holds an action (not a data action) at a scope: for the linked scopes of a request.
-	Allowed   func(c resource.Caller, action string, scope resource.ID) bool
-	Authority func(host string) string // adds the public port to a host name where it is not 443
-	Domain    string                   // such as casemate.localhost
-	Tenant    string
-	Platform  resource.Caller
-	CA        []byte         // PEM, for nodes
-	Metadata  fleet.Metadata // where nodes ask for tokens; default http://169.254.169.254/msi/token
+	Authorize  Authorizer               // for the linked scopes of a request, such as a subnet
+	Authority  func(host string) string // adds the public port to a host name where it is not 443
+	Domain     string                   // such as casemate.localhost
+	Tenant     string
+	Platform   resource.Caller
+	CA         []byte         // PEM, for nodes
+	Metadata   fleet.Metadata // where nodes ask for tokens; default http://169.254.169.254/msi/token
 	// RunToken makes a token of a managed identity (an ARM id) that is good while the node lives.
 	RunToken func(ctx context.Context, node, identity, audience string) (string, error)
 	// RunAudience is the audience of a run's token at the workspace plane; default https://ml.azure.com.

@@ -16,7 +16,6 @@ import (
 // Built-in roles that the platform gives to system-assigned identities, by id (FACTS section 1).
 const (
 	roleBlobDataContributor = "ba92f5b4-2d11-453d-a403-e96b0029c9fe"
-	roleBlobDataReader      = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1"
 	roleSecretsOfficer      = "b86a8fe4-44ce-4948-aee5-eccb2c155cd7"
 	roleAcrPull             = "7f951dda-4ed3-4680-a7ca-43fe172d538d"
 	roleAcrPush             = "8311e382-0749-4cb8-b61a-304f252e45ec"
@@ -37,12 +36,10 @@ func workspaceGrants(ws workspace) []grant {
 	return out
 }
 
-// endpointGrants let an endpoint's own identity read models and code, write its logs, and pull its image.
+// endpointGrants let an endpoint's own identity read models and code, write its logs, and pull its image. It could overwrite what
+// it reads; that is found by digest before any of it is used again.
 func endpointGrants(ws workspace) []grant {
-	out := []grant{{ws.storage, roleBlobDataReader}}
-	if logs, err := resource.ParseID(ws.storage.String() + "/blobServices/default/containers/" + artifactContainer); err == nil {
-		out = append(out, grant{logs, roleBlobDataContributor})
-	}
+	out := []grant{{ws.storage, roleBlobDataContributor}}
 	if !ws.registry.IsTenant() {
 		out = append(out, grant{ws.registry, roleAcrPull})
 	}

@@ -163,7 +163,7 @@ func (p *Provider) checkSubnet(ctx context.Context, c resource.Caller, target, s
 		}
 		return err
 	}
-	if c.Kind != resource.KindPlatform && !p.cfg.Allowed(c, joinSubnetAction, id) {
+	if allowed, _ := p.cfg.Authorize.Authorize(c, joinSubnetAction, false, id); !allowed && c.Kind != resource.KindPlatform {
 		return &resource.Error{Status: http.StatusForbidden, Code: "LinkedAuthorizationFailed", Target: target,
 			Message: fmt.Sprintf("The client '%s' may not perform '%s' on the linked scope '%s'.", c.DisplayName(), joinSubnetAction, subnet)}
 	}
@@ -206,20 +206,15 @@ func (p *Provider) reconcileWorkspace(ctx context.Context, d *resource.Document)
 			return err
 		}
 	}
-	return p.defaultStores(ctx, ws)
+	return p.defaultStores(ctx, ws, d.Creator)
 }
 
-// defaultStores makes the containers and datastores that every workspace has.
-func (p *Provider) defaultStores(ctx context.Context, ws workspace) error {
+// defaultStores makes the containers and datastores that every workspace has; the containers with the rights of whoever made the
+// workspace, for they are in that person's storage account.
+func (p *Provider) defaultStores(ctx context.Context, ws workspace, creator resource.Caller) error {
 	for store, container := range map[string]string{defaultDatastore: "azureml-blobstore-" + ws.guid, artifactDatastore: artifactContainer} {
-		id, err := resource.ParseID(ws.storage.String() + "/blobServices/default/containers/" + container)
-		if err != nil {
-			return err
-		}
-		if _, err := p.cfg.Resources.Get(ctx, id); err != nil {
-			if _, err := p.cfg.Resources.Put(ctx, p.cfg.Platform, id, map[string]any{"properties": map[string]any{"publicAccess": "None"}}); err != nil {
-				return err
-			}
+		if err := p.cfg.Blobs.EnsureContainer(ctx, creator, ws.storage, container); err != nil {
+			return fmt.Errorf("making container %s of the workspace: %w", container, err)
 		}
 		child, err := ws.id.Child("datastores", store)
 		if err != nil {
