@@ -121,8 +121,29 @@ func (p *Provider) validateCompute(ctx context.Context, w *resource.Write) error
 			return err
 		}
 	}
+	if err := p.foresee(w, c); err != nil {
+		return err
+	}
 	completeCompute(d, c)
 	return nil
+}
+
+// foresee refuses a cluster that could grow beyond its subnet, before the first job waits for an address in vain (row N1).
+func (p *Provider) foresee(w *resource.Write, c amlCompute) error {
+	more := *c.Properties.Properties.ScaleSettings.Max
+	if w.Old != nil {
+		var was amlCompute
+		if err := w.Old.Into(&was); err != nil {
+			return err
+		}
+		if m := was.Properties.Properties.ScaleSettings.Max; m != nil {
+			more -= *m
+		}
+	}
+	if more <= 0 || p.cfg.Foresee == nil {
+		return nil
+	}
+	return p.cfg.Foresee(c.Properties.Properties.Subnet.ID, more)
 }
 
 // checkFixedCompute: after its creation only a cluster's scale settings and identity change.

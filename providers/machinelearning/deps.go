@@ -5,6 +5,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"net"
 	"time"
 
 	"casemate.dev/dataplane/blob"
@@ -88,6 +89,12 @@ type Config struct {
 	Platform   resource.Caller
 	CA         []byte         // PEM, for nodes
 	Metadata   fleet.Metadata // where nodes ask for tokens; default http://169.254.169.254/msi/token
+	// Dial connects from the platform's address inside a network to an address in it; dataplane/network's DialNode.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Foresee refuses when a subnet cannot take n more nodes; optional.
+	Foresee func(subnet string, n int) error
+	// Connections lists the private endpoint connections of a workspace; optional.
+	Connections func(target string) []map[string]any
 	// RunToken makes a token of a managed identity (an ARM id) that is good while the node lives.
 	RunToken func(ctx context.Context, node, identity, audience string) (string, error)
 	// RunAudience is the audience of a run's token at the workspace plane; default https://ml.azure.com.

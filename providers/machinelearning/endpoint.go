@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"strings"
 
@@ -373,6 +375,19 @@ func (p *Provider) Endpoint(ctx context.Context, id resource.ID) (scoring.Endpoi
 	}
 	e.Keys = []string{k.Primary, k.Secondary}
 	return e, nil
+}
+
+// DialInstance connects to a port of an instance's node.
+func (p *Provider) DialInstance(ctx context.Context, node string, port int) (net.Conn, error) {
+	subnet, address, ok := p.registry.Place(node)
+	if !ok {
+		return nil, fmt.Errorf("dialing node %s: it is gone", node)
+	}
+	id, err := resource.ParseID(subnet)
+	if err != nil {
+		return nil, fmt.Errorf("dialing node %s: %w", node, err)
+	}
+	return p.cfg.Dial(ctx, id.Parent().String(), netip.AddrPortFrom(address, uint16(port)).String())
 }
 
 // Borrow implements scoring.Endpoints.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"net"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -230,6 +231,11 @@ func (f *fakeRuns) ChangeJob(_ context.Context, _ resource.ID, run, status strin
 	f.status[run] = status
 	return nil
 }
+func (f *fakeRuns) of(run string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.status[run]
+}
 func (f *fakeRuns) Drop(context.Context, resource.ID) error { return nil }
 
 // mayNotJoin denies the scientist the subnet.
@@ -272,6 +278,7 @@ func newWorld(t *testing.T) *world {
 		Resources: late, Store: w.store, Keys: w.keys, Principals: fakePrincipals{}, Blobs: w.blobs, Images: w.images, Runtime: w.nodes, Network: fakeNetwork{},
 		Handles: func(context.Context, string) (fleet.Handle, error) { return fakeHandle{}, nil },
 		Runs:    w.runs, Authorize: mayNotJoin{}, Authority: func(h string) string { return h + ":8443" }, Domain: "casemate.localhost", Tenant: "tenant", Platform: platform,
+		Dial: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("nothing listens") },
 		RunToken: func(_ context.Context, node, identity, audience string) (string, error) {
 			if !w.p.Registry().NodeAlive(node) {
 				return "", errors.New("token for a node that is not")

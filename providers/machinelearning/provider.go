@@ -55,7 +55,7 @@ type Provider struct {
 // New makes the provider. Types may be used at once; jobs and deployments run while Run does.
 func New(cfg Config) (*Provider, error) {
 	if cfg.Resources == nil || cfg.Store == nil || cfg.Keys == nil || cfg.Handles == nil || cfg.Principals == nil || cfg.Blobs == nil ||
-		cfg.Images == nil || cfg.Runtime == nil || cfg.Network == nil || cfg.Runs == nil || cfg.RunToken == nil || cfg.Authorize == nil || cfg.Authority == nil || cfg.Domain == "" {
+		cfg.Images == nil || cfg.Runtime == nil || cfg.Network == nil || cfg.Runs == nil || cfg.RunToken == nil || cfg.Dial == nil || cfg.Authorize == nil || cfg.Authority == nil || cfg.Domain == "" {
 		return nil, errors.New("machinelearning: a required field of the configuration is missing")
 	}
 	if cfg.RunAudience == "" {

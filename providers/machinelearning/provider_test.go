@@ -152,8 +152,10 @@ func TestJob(t *testing.T) {
 	n.say(t, agent.StatePreparing, agent.StateRunning, agent.StateFinalizing, agent.StateCompleted)
 	_ = n.Kill()
 	w.awaitStatus(job, "Completed")
-	if w.runs.status["train-1"] != "FINISHED" {
-		t.Errorf("run is %v", w.runs.status)
+	for deadline := time.Now().Add(20 * time.Second); w.runs.of("train-1") != "FINISHED"; { // it is told after the record
+		if time.Now().After(deadline) {
+			t.Fatalf("run is %s", w.runs.of("train-1"))
+		}
 	}
 	w.put(scientist, job, strings.Replace(jobBody, `"properties":{`, `"properties":{"displayName":"renamed","tags":{"a":"b"},`, 1))
 	w.refused("JobPropertyImmutable", "command", scientist, job, strings.Replace(jobBody, "train.py", "evil.py", 1))

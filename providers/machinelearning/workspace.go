@@ -46,9 +46,6 @@ func (p *Provider) validateWorkspace(ctx context.Context, w *resource.Write) err
 			return err
 		}
 		d.Remember("workspaceId", w.Old.Recall("workspaceId"))
-		if c := w.Old.Get("properties.privateEndpointConnections"); c != nil {
-			d.Set("properties.privateEndpointConnections", c)
-		}
 	} else {
 		d.Remember("workspaceId", uuid.NewString())
 	}
@@ -258,6 +255,9 @@ func (p *Provider) removeWorkspace(ctx context.Context, d *resource.Document) er
 }
 
 func (p *Provider) viewWorkspace(_ context.Context, d *resource.Document) {
+	if p.cfg.Connections != nil {
+		d.Set("properties.privateEndpointConnections", p.cfg.Connections(d.ID.String()))
+	}
 	if d.Get("properties.encryption.keyVaultProperties") != nil {
 		if kid, err := p.cfg.Keys.Version(d.ID.Key()); err == nil && kid != "" {
 			d.Set("properties.encryption.keyVaultProperties.effectiveKeyIdentifier", kid)

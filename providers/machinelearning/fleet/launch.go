@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"time"
 
 	"casemate.dev/dataplane/runtime"
@@ -25,6 +26,7 @@ type Plan struct {
 
 // Attachment is a node's place in a virtual network.
 type Attachment struct {
+	Address    netip.Addr
 	NetNSPath  string
 	ResolvConf []byte
 	Hosts      []byte // may be nil
@@ -67,6 +69,7 @@ func (l *launcher) start(ctx context.Context, node string, plan Plan, record fun
 	if err != nil {
 		return nil, nil, fmt.Errorf("attaching node %s to %s: %w", node, plan.Subnet, err)
 	}
+	l.registry.attach(node, plan.Subnet, at.Address)
 	spec := plan.Spec
 	spec.Env = maps.Clone(spec.Env)
 	if spec.Env == nil {

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/hex"
+	"net/netip"
 	"sync"
 )
 
@@ -20,11 +21,18 @@ type Identity struct {
 // identity does either.
 type Registry struct {
 	mu    sync.RWMutex // guards nodes
-	nodes map[string]Identity
+	nodes map[string]entry
+}
+
+// entry is a living node.
+type entry struct {
+	Identity
+	subnet  string // ARM id; "" before it is attached
+	address netip.Addr
 }
 
 // NewRegistry makes an empty register.
-func NewRegistry() *Registry { return &Registry{nodes: map[string]Identity{}} }
+func NewRegistry() *Registry { return &Registry{nodes: map[string]entry{}} }
 
 // NodeAlive says whether the node exists now: tokens handed to one that does not are dead.
 func (r *Registry) NodeAlive(node string) bool {
@@ -38,8 +46,16 @@ func (r *Registry) NodeAlive(node string) bool {
 func (r *Registry) NodeIdentity(node string) (Identity, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	id, ok := r.nodes[node]
-	return id, ok && id.Default != ""
+	e, ok := r.nodes[node]
+	return e.Identity, ok && e.Default != ""
+}
+
+// Place is where a node is attached.
+func (r *Registry) Place(node string) (subnet string, address netip.Addr, ok bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	e := r.nodes[node]
+	return e.subnet, e.address, e.subnet != ""
 }
 
 // CheckSecret compares what a node presented to its metadata service, in constant time.
@@ -52,13 +68,22 @@ func (r *Registry) CheckSecret(node, presented string) bool {
 func (r *Registry) reserve(node string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.nodes[node] = Identity{}
+	r.nodes[node] = entry{}
 }
 
 func (r *Registry) set(node string, id Identity) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.nodes[node] = id
+	r.nodes[node] = entry{Identity: id}
+}
+
+func (r *Registry) attach(node, subnet string, address netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e, ok := r.nodes[node]; ok {
+		e.subnet, e.address = subnet, address
+		r.nodes[node] = e
+	}
 }
 
 func (r *Registry) remove(node string) {
