@@ -1,8 +1,8 @@
 // Command runtests runs all tests of the repository in named stages and ends with one line: N passed, N failed.
 //
 // It is for people and for the continuous integration, who both want to see what passed, what failed and what was skipped
-// and why, without reading thousands of lines. It runs `go test -json` for each stage in turn: kernel tests one package at
-// a time, the rest two at a time, then each nested module below test/. It decides nothing: every failure is a failure of
+// and why, without reading thousands of lines. It runs `go test -json` for each stage in turn: engines two
+// packages at a time, kernel tests and tests of the whole binary one at a time, then each nested module below test/. It decides nothing: every failure is a failure of
 // the whole.
 package main
 
@@ -25,7 +25,6 @@ type stage struct {
 	dir      string   // where go test runs, from the top of the repository
 	args     []string // of go test
 	packages func(all []string) []string
-	server   bool // needs a running platform, as outside clients see it
 }
 
 // isKernel tells packages whose tests make namespaces, mounts, packet filters and containers. These are the machine's, so
@@ -35,7 +34,10 @@ func isKernel(pkg string) bool {
 		strings.HasPrefix(pkg, "casemate.dev/dataplane/runtime")
 }
 
-func isWhole(pkg string) bool { return strings.HasPrefix(pkg, "casemate.dev/cmd/") }
+// isWhole tells packages that run the binary.
+func isWhole(pkg string) bool {
+	return strings.HasPrefix(pkg, "casemate.dev/cmd/") || strings.HasPrefix(pkg, "casemate.dev/test/")
+}
 
 // stages are in the order in which a fault is best understood: structure, engines, kernel, the whole binary, outsiders.
 func stages(top string) ([]stage, error) {
@@ -47,7 +49,7 @@ func stages(top string) ([]stage, error) {
 		{name: "kernel", dir: ".", args: []string{"-p", "1"}, packages: func(all []string) []string {
 			return slices.DeleteFunc(all, func(p string) bool { return !isKernel(p) })
 		}},
-		{name: "binary", dir: ".", args: []string{"-p", "1"}, packages: func(all []string) []string {
+		{name: "platform", dir: ".", args: []string{"-p", "1"}, packages: func(all []string) []string {
 			return slices.DeleteFunc(all, func(p string) bool { return !isWhole(p) })
 		}},
 	}
@@ -60,7 +62,7 @@ func stages(top string) ([]stage, error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, stage{name: dir, dir: dir, args: []string{"-p", "1"}, server: true, packages: func([]string) []string { return []string{"./..."} }})
+		list = append(list, stage{name: dir, dir: dir, args: []string{"-p", "1"}, packages: func([]string) []string { return []string{"./..."} }})
 	}
 	return list, nil
 }

@@ -41,15 +41,8 @@ func (s stage) run(ctx context.Context, top string, limit time.Duration) (t tall
 	if len(chosen) == 0 {
 		return t, nil
 	}
-	env := append(os.Environ(), "CGO_ENABLED=0", "CASEMATE_BINARY="+filepath.Join(top, "bin", "casemate"))
-	if s.server && os.Getenv("CASEMATE_OUTSIDE_ENV") == "" {
-		p, startErr := startPlatform(ctx, filepath.Join(top, "bin", "casemate"))
-		if startErr != nil {
-			return t, startErr
-		}
-		defer func() { err = p.stop(err) }()
-		env = append(env, "CASEMATE_OUTSIDE_ENV="+p.env)
-	}
+	// The tests that run the binary run the one that was just built.
+	env := append(os.Environ(), "CGO_ENABLED=0", "CASEMATE_BIN="+filepath.Join(top, "bin", "casemate"))
 	args := append([]string{"test", "-json", "-timeout", limit.String()}, s.args...)
 	cmd := command(ctx, dir, env, append(args, chosen...)...)
 	out, err := cmd.StdoutPipe()
