@@ -3,13 +3,14 @@ package tracking
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -81,16 +82,9 @@ func (s *Service) book(ctx context.Context, ws resource.ID) (*book, error) {
 
 // newExperimentID makes an ID as MLflow's stores do: digits, too many to collide.
 func newExperimentID() string {
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 62))
-	if err != nil {
-		return strings.Map(func(r rune) rune {
-			if r >= '0' && r <= '9' {
-				return r
-			}
-			return -1
-		}, uuid.NewString())
-	}
-	return n.Add(n, big.NewInt(1)).String()
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return strconv.FormatUint(binary.BigEndian.Uint64(b[:])>>2+1, 10)
 }
 
 func newRunID() string { return strings.ReplaceAll(uuid.NewString(), "-", "") }
@@ -105,9 +99,6 @@ type call struct {
 
 // operation does the work of a row whose body and answer are JSON.
 type operation[In any] func(ctx context.Context, c *call, in In) (any, error)
-
-// maxStringLength bounds texts for which MLflow names no smaller limit.
-const maxStringLength = 8 << 10
 
 // jsonHandler decodes the body, or for GET the query, runs fn and writes its answer.
 func jsonHandler[In any](s *Service, fn operation[In]) resource.Handler {

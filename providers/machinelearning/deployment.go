@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"casemate.dev/dataplane/blob"
+	"casemate.dev/dataplane/runtime"
 	"casemate.dev/dataplane/runtime/agent"
 	"casemate.dev/providers/machinelearning/fleet"
 	"casemate.dev/providers/machinelearning/location"
@@ -179,6 +180,9 @@ func (p *Provider) reconcileDeployment(ctx context.Context, d *resource.Document
 	err = p.serving.Deploy(ctx, spec)
 	if errors.Is(err, fleet.ErrInstance) {
 		return resource.Errorf(http.StatusBadRequest, "DeploymentFailed", "The deployment did not become healthy: %s Its logs are at getLogs.", err).WithCause(err)
+	}
+	if errors.Is(err, runtime.ErrUnavailable) { // trying again would not help
+		return resource.Errorf(http.StatusServiceUnavailable, "NodesUnavailable", "Nodes cannot run on this machine: it lacks what isolating them needs. The server's log names it.").WithCause(err)
 	}
 	return err
 }

@@ -104,7 +104,6 @@ type workspace struct {
 	storage, vault, registry resource.ID // registry may be the zero ID
 	subnet                   string      // of instances of endpoints, from serverlessComputeSettings
 	principal                string      // object id of the identity that the workspace acts with
-	tags                     map[string]any
 }
 
 // workspaceOf reads the workspace in which a child resource lives, or the workspace itself.
