@@ -18,6 +18,9 @@ import (
 	"casemate.dev/control/operation"
 	"casemate.dev/control/rbac"
 	"casemate.dev/dataplane/blob"
+	"casemate.dev/dataplane/network"
+	"casemate.dev/dataplane/runtime/image"
+	"casemate.dev/dataplane/runtime/oci"
 	"casemate.dev/dataplane/vault"
 	"casemate.dev/envelope"
 	"casemate.dev/gateway"
@@ -49,6 +52,9 @@ type App struct {
 	gateway     *gateway.Gateway
 	vault       *vault.Service
 	blob        *blob.Service
+	network     *network.Network // nil where this machine cannot have networks
+	images      *image.Store     // nil where it cannot have nodes
+	nodes       *oci.Runtime
 
 	platform        resource.Caller
 	removePrincipal func(ctx context.Context, objectID string) error // set before anything is served
@@ -100,6 +106,7 @@ type joints struct {
 	resources lateResources
 	inner     lateInner
 	vault     lateVault
+	use       func(ctx context.Context, id resource.ID) error // refuses the deletion of what a workspace stands on
 }
 
 // Run serves until ctx ends, drains, and closes everything.

@@ -36,6 +36,16 @@ func (a *App) openGateway(p *parts, later *joints) (err error) {
 		resource.PlaneVault:      {Hosts: []string{"*.vault"}, Resolve: a.vault.ResourceOf, Authenticate: bearer(resource.PlaneVault), Challenge: a.vault.Challenge},
 		resource.PlaneBlob: {Hosts: []string{"*.blob.core"}, Resolve: p.storage.ResourceOf, Authenticate: bearer(resource.PlaneBlob),
 			Challenge: challenge("https://storage.azure.com"), RawNames: true, VersionHeader: "x-ms-version"},
+		resource.PlaneWorkspace: {Hosts: []string{"*.workspace"}, Authenticate: bearer(resource.PlaneWorkspace), Challenge: challenge("https://ml.azure.com"),
+			Resolve: func(label string) (string, bool) {
+				id, ok := p.ml.WorkspaceOf(context.Background(), label)
+				return id.String(), ok
+			}},
+		resource.PlaneScoring: {Hosts: []string{"*.*.inference"}, Resolve: func(label string) (string, bool) {
+			name, region, _ := strings.Cut(label, ".")
+			id, ok := p.ml.EndpointOf(context.Background(), name, region)
+			return id.String(), ok
+		}},
 		resource.PlaneNode: {},
 	}
 	for name, plane := range planes {

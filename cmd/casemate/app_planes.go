@@ -10,7 +10,9 @@ import (
 	"casemate.dev/providers/authorization"
 	"casemate.dev/providers/insights"
 	"casemate.dev/providers/keyvault"
+	"casemate.dev/providers/machinelearning"
 	"casemate.dev/providers/managedidentity"
+	networkprovider "casemate.dev/providers/network"
 	"casemate.dev/providers/resources"
 	"casemate.dev/providers/storage"
 	"casemate.dev/resource"
@@ -22,6 +24,8 @@ type parts struct {
 	authorization *authorization.Provider
 	keyvault      *keyvault.Provider
 	storage       *storage.Provider
+	network       *networkprovider.Provider
+	ml            *machinelearning.Provider
 
 	types     []resource.Type
 	routes    []resource.Route
@@ -65,6 +69,15 @@ func (a *App) openPlanes(ctx context.Context, later *joints) (*parts, error) {
 	if err := a.openBlob(p, later); err != nil {
 		return nil, err
 	}
+	if err := a.openNetwork(p, later); err != nil {
+		return nil, err
+	}
+	if err := a.openNodes(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.openMachineLearning(p, later); err != nil {
+		return nil, err
+	}
 	return p, a.serveDNS(p)
 }
 
@@ -95,7 +108,7 @@ func (a *App) openVault(p *parts, later *joints) (err error) {
 	}
 	later.vault.p.Store(a.vault)
 	a.runs = append(a.runs, a.vault.Run)
-	if p.keyvault, err = keyvault.New(keyvault.Config{Store: a.store, Keys: a.keys, Plane: a.vault, Tenant: a.identity.HomeTenant(), Logger: a.log}); err != nil {
+	if p.keyvault, err = keyvault.New(keyvault.Config{Store: a.store, Keys: a.keys, Plane: a.vault, Tenant: a.identity.HomeTenant(), InUse: later.inUse, Logger: a.log}); err != nil {
 		return err
 	}
 	a.runs = append(a.runs, p.keyvault.Run)
@@ -111,7 +124,7 @@ func (a *App) openBlob(p *parts, later *joints) (err error) {
 		return err
 	}
 	a.runs = append(a.runs, a.blob.Run)
-	p.storage, err = storage.New(storage.Config{Store: a.store, Keys: a.keys, Plane: a.blob, Resources: &later.resources, Domain: a.cfg.Domain, Authority: a.addr.authority})
+	p.storage, err = storage.New(storage.Config{Store: a.store, Keys: a.keys, Plane: a.blob, Resources: &later.resources, Domain: a.cfg.Domain, Authority: a.addr.authority, InUse: later.inUse})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"casemate.dev/control/identity"
+	"casemate.dev/dataplane/network"
+	"casemate.dev/dataplane/runtime/image"
+	"casemate.dev/dataplane/runtime/oci"
+	"casemate.dev/dataplane/scoring"
+	"casemate.dev/dataplane/tracking"
+	"casemate.dev/envelope"
+	"casemate.dev/gateway"
+	"casemate.dev/providers/machinelearning"
+	"casemate.dev/providers/machinelearning/fleet"
+	networkprovider "casemate.dev/providers/network"
+	"casemate.dev/resource"
+	"casemate.dev/store"
+)
+
+// openNetwork builds the network plane. On a machine that cannot have networks it is off, and says why.
+func (a *App) openNetwork(p *parts, later *joints) (err error) {
+	unavailable := network.SelfTest()
+	if unavailable != nil {
+		a.notes = append(a.notes, "virtual networks and nodes, because "+unavailable.Error())
+	} else {
+		a.network = network.New(network.Config{Instance: a.cfg.Data, Log: a.log})
+		a.closes = append(a.closes, a.network.Close)
+	}
+	cfg := networkprovider.Config{Resources: &later.resources, Unavailable: unavailable, Authorize: a.rbac, Domain: a.cfg.Domain, Port: uint16(a.addr.port), Platform: a.platform,
+		Serve: a.servePrivate(true), ServeNode: a.servePrivate(false), Logger: a.log,
+		InUse: func(ctx context.Context, id resource.ID) error { return later.inUse(ctx, id) }}
+	if a.network != nil {
+		cfg.Plane = a.network
+	}
+	if p.network, err = networkprovider.New(cfg); err != nil {
+		return err
+	}
+	p.add(p.network.Types(), p.network.Routes())
+	for _, t := range networkprovider.ObservedTypes() {
+		p.watch(t, p.network.Observe)
+	}
+	p.readies = append(p.readies, p.network.Load)
+	a.runs = append(a.runs, p.network.Run)
+	return nil
+}
+
+// servePrivate lets connections from inside networks into the gateway: with TLS, or plain for instance metadata.
+func (a *App) servePrivate(secure bool) networkprovider.Serve {
+	return func(ctx context.Context, l net.Listener, origin func(net.Conn) resource.Origin) error {
+		listener := gateway.Listener{Listener: l, Origin: origin}
+		if secure {
+			listener.TLS = gateway.TLSConfig(a.certificate.Certificate)
+		}
+		return a.gateway.Serve(ctx, listener, time.Second)
+	}
+}
+
+// openNodes opens image store and node runtime.
+func (a *App) openNodes(ctx context.Context) error {
+	if a.network == nil {
+		return nil
+	}
+	dir := a.path("nodes")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the directory of nodes: %w", err)
+	}
+	images, err := image.Open(ctx, image.Config{Dir: a.path("images"), Key: a.imageKey, Log: a.log})
+	if err != nil {
+		a.notes = append(a.notes, "nodes, because "+err.Error())
+		return nil
+	}
+	a.closes = append(a.closes, images.Close)
+	a.images = images
+	if a.nodes, err = oci.New(oci.Config{Dir: dir, Images: images, Log: a.log}); err != nil {
+		return err
+	}
+	if err := a.nodes.Cleanup(ctx); err != nil {
+		return fmt.Errorf("clearing what an earlier process left of its nodes: %w", err)
+	}
+	a.runs = append(a.runs, func(ctx context.Context) error {
+		if err := a.nodes.SelfTest(ctx); err != nil && ctx.Err() == nil {
+			a.log.Error("nodes cannot run on this machine", "cause", err)
+		}
+		return nil
+	})
+	return nil
+}
+
+// imageKey is the key of the image volume. It is random, sealed under the platform's key, and handed out to open the volume.
+func (a *App) imageKey(ctx context.Context, name string) ([]byte, error) {
+	h, err := a.platformHandle(ctx, keyImages)
+	if err != nil {
+		return nil, err
+	}
+	return sealedSecret(ctx, h, oneRecord{a.store, store.Key("image", "key", name)}, "key of image volume "+name)
+}
+
+// openMachineLearning builds the workspace planes.
+func (a *App) openMachineLearning(p *parts, later *joints) error {
+	track, err := tracking.New(tracking.Config{Store: a.store, Authority: a.addr.authority, Domain: a.cfg.Domain,
+		Handles: func(ctx context.Context, ws string) (tracking.Handle, error) { return a.keys.Handle(ctx, ws) }})
+	if err != nil {
+		return err
+	}
+	cfg := machinelearning.Config{
+		Resources: &later.resources, Store: a.store, Keys: workspaceKeys{a.keys}, Principals: a.identity, Blobs: a.blob, Images: imagePuller{a}, Runs: track,
+		Handles: func(ctx context.Context, id string) (fleet.Handle, error) { return a.keys.Handle(ctx, id) },
+		Network: attachments{p.network}, Dial: a.dialNetwork, Foresee: p.network.Foresee,
+		Authorize: a.rbac,
+		Authority: a.addr.authority, Domain: a.cfg.Domain, Tenant: a.identity.HomeTenant(), Platform: a.platform, CA: a.certificate.PEM(),
+		RunToken: func(ctx context.Context, node, id, audience string) (string, error) {
+			t, err := a.identity.RunToken(ctx, node, id, audience)
+			return t.Raw, err
+		}, Log: a.log}
+	cfg.Runtime = noNodes{}
+	if a.nodes != nil {
+		cfg.Runtime = a.nodes
+	}
+	if p.ml, err = machinelearning.New(cfg); err != nil {
+		return err
+	}
+	track.Join(p.ml, p.ml)
+	a.identity.JoinNodes(nodeRegistry{p.ml.Registry()})
+	later.use = p.ml.InUse
+	score, err := scoring.New(scoring.Config{Endpoints: p.ml, Log: a.log, Dial: p.ml.DialInstance, Authorize: a.rbac,
+		Verify: func(ctx context.Context, token string) (resource.Caller, error) {
+			return a.identity.Verify(ctx, token, a.identity.Audience(resource.PlaneScoring))
+		}})
+	if err != nil {
+		return err
+	}
+	a.runs = append(a.runs, p.ml.Run)
+	p.add(p.ml.Types(), append(track.Routes(), score.Routes()...))
+	return nil
+}
+
+// sealedSecret loads 64 random bytes that are kept sealed, or makes them.
+func sealedSecret(ctx context.Context, h *envelope.Handle, rec oneRecord, object string) ([]byte, error) {
+	sealed, err := rec.Load(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("loading the %s: %w", object, err)
+	}
+	if sealed != nil {
+		return h.OpenBytes(object, sealed)
+	}
+	secret := randomBytes(64)
+	if sealed, err = h.SealBytes(object, secret); err != nil {
+		return nil, fmt.Errorf("sealing the %s: %w", object, err)
+	}
+	return secret, rec.Save(ctx, sealed)
+}
+
+// workspaceKeys are the envelope's keys under the provider's own name for a reference.
+type workspaceKeys struct{ *envelope.Keys }
+
+func keyRef(r *machinelearning.KeyRef) *envelope.KeyRef {
+	if r == nil {
+		return nil
+	}
+	return &envelope.KeyRef{KeyURL: r.KeyURL, Identity: r.Identity}
+}
+
+func (w workspaceKeys) Create(ctx context.Context, id string, ref *machinelearning.KeyRef) error {
+	return w.Keys.Create(ctx, id, keyRef(ref))
+}
+
+func (w workspaceKeys) Rebind(ctx context.Context, id string, ref *machinelearning.KeyRef) error {
+	return w.Keys.Rebind(ctx, id, keyRef(ref))
+}
+
+// nodeRegistry tells the identity plane who nodes are.
+type nodeRegistry struct{ r *fleet.Registry }
+
+func (n nodeRegistry) NodeIdentity(node string) (identity.NodeIdentity, bool) {
+	id, ok := n.r.NodeIdentity(node)
+	return identity.NodeIdentity(id), ok
+}
+
+// attachments give nodes their place in a subnet.
+type attachments struct{ *networkprovider.Provider }
+
+func (t attachments) Attach(ctx context.Context, node, subnet string) (fleet.Attachment, error) {
+	at, err := t.Provider.Attach(ctx, node, subnet)
+	return fleet.Attachment{NetNSPath: at.NetNSPath, ResolvConf: at.ResolvConf, Address: at.IP}, err
+}
+
+// dialNetwork connects from the platform's address inside a network.
+func (a *App) dialNetwork(ctx context.Context, network, address string) (net.Conn, error) {
+	if a.network == nil {
+		return nil, errNoNodes
+	}
+	return a.network.DialNode(ctx, network, address)
+}
+
+// imagePuller pulls in process, with the rights of the identity that the node will have.
+type imagePuller struct{ a *App }
+
+func (i imagePuller) Ensure(ctx context.Context, c resource.Caller, registry resource.ID, repository, reference string) (machinelearning.Image, error) {
+	if i.a.images == nil {
+		return machinelearning.Image{}, errNoNodes
+	}
+	sep := ":"
+	if strings.HasPrefix(reference, "sha256:") {
+		sep = "@"
+	}
+	host := i.a.addr.authority(strings.ToLower(registry.Name()) + ".azurecr." + i.a.cfg.Domain)
+	img, err := i.a.images.Pull(ctx, image.Pull{Reference: host + "/" + repository + sep + reference, Transport: i.a.gateway.Transport(c)})
+	return machinelearning.Image{Digest: img.Digest, Env: img.Env}, err
+}
+
+var errNoNodes = resource.Errorf(http.StatusServiceUnavailable, "NodesUnavailable",
+	"This machine cannot run nodes; the server said why when it started. Start it as root on Linux with an OCI runtime installed.")
