@@ -43,7 +43,7 @@ func (g *Gateway) origin(x *exchange) error {
 		return resource.Errorf(http.StatusForbidden, "OriginNotAllowed", "This operation is for nodes only.")
 	case r.Route.Origin == resource.OriginNodeOnly:
 		return nil
-	case o.Kind == resource.OriginPrivate && o.Target != "" && (r.Resource == "" || lower(r.Resource) != lower(o.Target)):
+	case o.Kind == resource.OriginPrivate && o.Target != "" && !leadsTo(o.Target, r.Resource):
 		return refusedOrigin(r, "This private endpoint leads to another resource.")
 	case r.Route.Origin == resource.OriginAnywhere:
 		return nil
@@ -64,6 +64,17 @@ func (g *Gateway) origin(x *exchange) error {
 		return err
 	}
 	return publicAccess(r, doc)
+}
+
+// leadsTo says whether a private endpoint's target is the resource or holds it: a workspace's endpoint leads to the
+// workspace's online endpoints as well.
+func leadsTo(target, id string) bool {
+	t, err := resource.ParseID(target)
+	if err != nil {
+		return false
+	}
+	r, err := resource.ParseID(id)
+	return err == nil && !r.IsTenant() && t.Contains(r)
 }
 
 func publicAccess(r *resource.Request, doc *resource.Document) error {

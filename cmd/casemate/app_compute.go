@@ -112,7 +112,7 @@ func (a *App) openMachineLearning(p *parts, later *joints) error {
 	cfg := machinelearning.Config{
 		Resources: &later.resources, Store: a.store, Keys: workspaceKeys{a.keys}, Principals: a.identity, Blobs: a.blob, Images: imagePuller{a}, Runs: track,
 		Handles: func(ctx context.Context, id string) (fleet.Handle, error) { return a.keys.Handle(ctx, id) },
-		Network: attachments{p.network}, Dial: a.dialNetwork, Foresee: p.network.Foresee,
+		Network: attachments{p.network}, Dial: a.dialNetwork, Foresee: p.network.Foresee, Connections: p.network.ConnectionsOf,
 		Authorize: a.rbac,
 		Authority: a.addr.authority, Domain: a.cfg.Domain, Tenant: a.identity.HomeTenant(), Platform: a.platform, CA: a.certificate.PEM(),
 		RunToken: func(ctx context.Context, node, id, audience string) (string, error) {

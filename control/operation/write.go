@@ -98,8 +98,8 @@ func (e *Engine) makeParent(ctx context.Context, t *typeInfo, c change) error {
 	if !t.MakesParent || c.patch || e.Exists(c.id.Parent()) {
 		return nil
 	}
-	_, err := e.apply(ctx, change{caller: c.caller, id: c.id.Parent(), body: map[string]any{}, version: c.version})
-	if resource.StatusOf(err) == http.StatusConflict && e.Exists(c.id.Parent()) {
+	_, err := e.apply(ctx, change{caller: c.caller, id: c.id.Parent(), body: map[string]any{}, version: c.version, cond: condition{noneMatch: "*"}})
+	if status := resource.StatusOf(err); (status == http.StatusConflict || status == http.StatusPreconditionFailed) && e.Exists(c.id.Parent()) {
 		return nil // somebody was faster
 	}
 	return err
@@ -203,7 +203,7 @@ func checkEnvelope(t *typeInfo, id resource.ID, body map[string]any, before *res
 	if before == nil && !pattern.MatchString(id.Name()) {
 		return resource.Errorf(http.StatusBadRequest, "InvalidResourceName", "The name '%s' is not valid for a resource of type %s. %s.", id.Name(), t.Name, strings.TrimSuffix(rule, "."))
 	}
-	for member, want := range map[string]string{"id": id.String(), "name": id.Name(), "type": id.Type()} {
+	for member, want := range map[string]string{"id": id.String(), "name": id.Name(), "type": id.WireType()} {
 		if got, ok := body[member].(string); ok && !strings.EqualFold(got, want) && !strings.EqualFold(got, fmt.Sprint(strings.Join(id.Names(), "/"))) {
 			return resource.Errorf(http.StatusBadRequest, "InvalidRequestContent", "The %s '%s' in the body is not that of the request, '%s'.", member, got, want)
 		}
