@@ -300,3 +300,65 @@ func TestOrigins(t *testing.T) {
 		t.Errorf("a connection that tells nothing has the origin %+v", got)
 	}
 }
+
+// TestReopen: a listener that the data plane had to close is opened again, as long as its endpoint stands.
+func TestReopen(t *testing.T) {
+	h := newHarness(t)
+	h.base()
+	h.put(pe1, autoPE(vault1, "vault"))
+	key := strings.ToLower(net1) + " 10.1.2.4:8443"
+	for len(h.kernel.opened) > 0 {
+		<-h.kernel.opened
+	}
+	h.kernel.mu.Lock()
+	h.kernel.listeners[key].Close()
+	h.kernel.mu.Unlock()
+	if got := <-h.kernel.opened; got != key {
+		t.Errorf("opened %s", got)
+	}
+	h.delete(pe1)
+	if diff := cmp.Diff([]string{"net1 168.63.129.16:8443"}, h.kernel.open()); diff != "" {
+		t.Errorf("listeners:\n%s", diff)
+	}
+}
+
+// FuzzBodies writes hostile bodies of every type: they are refused or stored, and what is stored can be shown, applied and
+// written back.
+func FuzzBodies(f *testing.F) {
+	ids := []string{net1, net1 + "/subnets/x", nsg1, nsg1 + "/securityRules/x", pe1, pe1 + "/privateDnsZoneGroups/x", zone1, zone1 + "/A/x", zone1 + "/virtualNetworkLinks/x", machine1}
+	for i, body := range []string{
+		`{"addressSpace":{"addressPrefixes":["10.1.0.0/16"]},"subnets":[{"name":"a","properties":{"addressPrefix":"10.1.0.0/24"}},null,7]}`, `{"addressPrefix":"10.1.9.0/24","networkSecurityGroup":"x"}`,
+		`{"securityRules":[{"name":"r","properties":{"priority":1e9}}]}`, `{"priority":100,"direction":"Inbound","access":"Allow","protocol":"*","sourceAddressPrefixes":["*",""],"destinationPortRanges":["1-"]}`,
+		`{"subnet":{"id":"` + net1 + `/subnets/endpoints"},"privateLinkServiceConnections":[null]}`, `{"privateDnsZoneConfigs":[{"properties":7}]}`, `{}`,
+		`{"ttl":1,"aRecords":[{"ipv4Address":"1.2.3.4"},{}]}`, `{"virtualNetwork":{"id":"` + net1 + `"}}`, `{"subnet":{"id":"` + net1 + `/subnets/training"}}`,
+	} {
+		f.Add(uint8(i), body)
+	}
+	f.Fuzz(func(t *testing.T, at uint8, properties string) {
+		h := newHarness(t)
+		h.base()
+		h.put(pe1, autoPE(vault1, "vault"))
+		h.put(zone1, `{"location":"global"}`)
+		body, err := resource.DecodeBody([]byte(`{"properties":` + properties + `}`))
+		if err != nil {
+			return
+		}
+		id := ids[int(at)%len(ids)]
+		body["location"] = "local"
+		if resource.MustParseID(id).Is(zoneType) || resource.MustParseID(id).Is(linkType) {
+			body["location"] = "global"
+		}
+		if _, err := h.engine.Put(t.Context(), admin, resource.MustParseID(id), body); err != nil {
+			if resource.StatusOf(err) >= 500 && resource.AsError(err).Code != "NotSupported" {
+				t.Fatalf("%s: %v", id, err)
+			}
+			return
+		}
+		raw, err := json.Marshal(h.get(id).Wire())
+		h.check(err)
+		h.put(id, string(raw))
+		if len(h.p.broken) > 0 {
+			t.Fatalf("%s cannot be applied", id)
+		}
+	})
+}

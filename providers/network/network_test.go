@@ -1,6 +1,7 @@
 package network
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -71,6 +72,16 @@ func TestSubnetsInlineAndChildren(t *testing.T) {
 	}
 	if _, err := h.engine.Get(t.Context(), resource.MustParseID(net1+"/subnets/scoring")); resource.StatusOf(err) != 404 {
 		t.Errorf("a subnet that left the list: %v", err)
+	}
+	// What a client read, it can write back.
+	raw, err := json.Marshal(h.get(net1).Wire())
+	h.check(err)
+	h.put(net1, string(raw))
+	raw, err = json.Marshal(h.get(nsg1).Wire())
+	h.check(err)
+	h.put(nsg1, string(raw))
+	if got := h.subnets(); got != "new 10.9.0.0/24, training 10.9.1.0/24" {
+		t.Errorf("subnets: %s", got)
 	}
 	h.put(net1, netBody(`"10.9.0.0/16"`, `[]`))
 	if got := h.subnets(); got != "" {

@@ -68,9 +68,12 @@ type kernel struct {
 	applies   int
 	fail      error
 	listeners map[string]*listener // network or node, and address
+	opened    chan string          // keys of listeners, as they are opened; dropped when nobody reads
 }
 
-func newKernel() *kernel { return &kernel{applied: &plan.Plan{}, listeners: map[string]*listener{}} }
+func newKernel() *kernel {
+	return &kernel{applied: &plan.Plan{}, listeners: map[string]*listener{}, opened: make(chan string, 64)}
+}
 
 func (k *kernel) Compile(declared []plan.VirtualNetwork) (*plan.Plan, error) {
 	return plan.Compile(plan.InstanceName("test"), declared)
@@ -112,6 +115,10 @@ func (k *kernel) listen(l *listener) (net.Listener, error) {
 	}
 	l.conns, l.closed = make(chan net.Conn), make(chan struct{})
 	k.listeners[key] = l
+	select {
+	case k.opened <- key:
+	default:
+	}
 	return l, nil
 }
 
@@ -192,9 +199,10 @@ type connected struct {
 func (c connected) Origin() datanet.Origin { return c.o }
 
 type harness struct {
-	t       *testing.T
+	t       testing.TB
 	store   store.Store
-	kernel  *kernel
+	plane   Plane
+	kernel  *kernel // the plane, unless the test brought its own
 	rights  *rights
 	p       *Provider
 	engine  *operation.Engine
@@ -204,7 +212,14 @@ type harness struct {
 }
 
 func newHarness(t *testing.T) *harness {
-	h := &harness{t: t, store: storetest.New(t), kernel: newKernel(), rights: &rights{granted: map[string]bool{}}, origins: make(chan resource.Origin, 16), inUse: map[string]bool{}}
+	k := newKernel()
+	h := newHarnessOn(t, k)
+	h.kernel = k
+	return h
+}
+
+func newHarnessOn(t testing.TB, plane Plane) *harness {
+	h := &harness{t: t, store: storetest.New(t), plane: plane, rights: &rights{granted: map[string]bool{}}, origins: make(chan resource.Origin, 16), inUse: map[string]bool{}}
 	h.start(nil)
 	for _, id := range []string{subscription, rg} {
 		h.put(id, `{"location":"local"}`)
@@ -229,7 +244,7 @@ func (h *harness) start(unavailable error) {
 	h.t.Helper()
 	late := &lateResources{}
 	var err error
-	h.p, err = New(Config{Resources: late, Plane: h.kernel, Unavailable: unavailable, Authorize: h.rights, Serve: h.until, ServeNode: h.until,
+	h.p, err = New(Config{Resources: late, Plane: h.plane, Unavailable: unavailable, Authorize: h.rights, Serve: h.until, ServeNode: h.until,
 		Domain: "casemate.test", Port: port, Platform: platform,
 		InUse: func(_ context.Context, id resource.ID) error {
 			if h.inUse[id.Key()] {
