@@ -55,13 +55,6 @@ func (e *Engine) apply(ctx context.Context, c change) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if parent := c.id.Parent(); t.MakesParent && !c.patch && !e.Exists(parent) {
-		// Somebody else may make it in this moment: that is as good.
-		_, err := e.apply(ctx, change{caller: c.caller, id: parent, body: map[string]any{}, version: c.version, cond: condition{noneMatch: "*"}})
-		if err != nil && resource.StatusOf(err) != http.StatusPreconditionFailed {
-			return nil, err
-		}
-	}
 	if err := e.makeParent(ctx, t, c); err != nil {
 		return nil, err
 	}
