@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -107,8 +108,10 @@ func (g *Gateway) bound(x *exchange) {
 // loopback addresses the storage plane also answers path style, /{account}/….
 func (g *Gateway) findPlane(r *resource.Request) (*Plane, resource.Plane, string, error) {
 	host := lower(r.Request.Host)
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
+	if h, port, err := net.SplitHostPort(host); err == nil {
+		if _, err := strconv.ParseUint(port, 10, 16); err == nil {
+			host = h // with anything else behind the colon it is no name of ours
+		}
 	}
 	host = strings.TrimSuffix(host, ".")
 	escaped := r.URL.EscapedPath()
