@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -37,9 +38,9 @@ type Options struct {
 // concurrent use, save for what hangs below Platform.
 type Server struct {
 	*Platform
-	Dir  string
-	Port string
+	Dir string
 
+	port    string // of the first start on
 	options Options
 	binary  string
 	cmd     *exec.Cmd
@@ -107,12 +108,17 @@ func Root() (string, error) {
 // Start runs a server until the test ends. Its log is shown when the test fails.
 func Start(t testing.TB, o Options) *Server {
 	t.Helper()
-	s := &Server{Dir: o.Dir, Port: "0", options: o, binary: Binary(t), log: &logBuffer{}}
+	s := &Server{Dir: o.Dir, port: "0", options: o, binary: Binary(t), log: &logBuffer{}}
 	if s.Dir == "" {
 		s.Dir = t.TempDir()
 	}
 	t.Cleanup(func() {
-		s.end()
+		if s.exited != nil {
+			s.Stop(t)
+		}
+		if err := releaseMounts(s.Dir); err != nil {
+			t.Error(err)
+		}
 		if t.Failed() {
 			t.Logf("the server's log:\n%s", s.log.tail(8<<10))
 		}
@@ -132,7 +138,7 @@ func (s *Server) Restart(t testing.TB) {
 // TryRestart is Restart for a start that may be refused.
 func (s *Server) TryRestart() error {
 	args := append([]string{}, s.options.Prefix...)
-	args = append(args, s.binary, "serve", "--data", s.Dir, "--listen", net.JoinHostPort("127.0.0.1", s.Port), "--dns", "")
+	args = append(args, s.binary, "serve", "--data", s.Dir, "--listen", net.JoinHostPort("127.0.0.1", s.port), "--dns", "")
 	args = append(args, s.options.Args...)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), s.options.Env...)
@@ -175,7 +181,7 @@ func (s *Server) TryRestart() error {
 func (s *Server) connect(line string) error {
 	fields := strings.Fields(line)
 	i := strings.LastIndexByte(fields[1], ':')
-	s.Port = fields[1][i+1:]
+	s.port = fields[1][i+1:]
 	p, err := Connect(s.Dir)
 	if err != nil {
 		return err
@@ -231,6 +237,22 @@ func (s *Server) Stop(t testing.TB) {
 		s.end()
 		t.Errorf("the server did not end within %v of SIGTERM", stopTime)
 	}
+}
+
+// releaseMounts takes away what a killed server has left mounted in its directory. The next start would do it; after the
+// last one nobody does.
+func releaseMounts(dir string) error {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("reading the mount table: %w", err)
+	}
+	var errs []error
+	for _, line := range slices.Backward(strings.Split(string(table), "\n")) { // what lies inside came later
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			errs = append(errs, unix.Unmount(f[4], unix.MNT_DETACH))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // PID is the process id of the running server.
