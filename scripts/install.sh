@@ -17,6 +17,7 @@ run|crun|crun|starts nodes (OCI runtime)
 run|runc|runc|starts nodes where crun fails its self-test
 run|mkfs.ext4|e2fsprogs|makes the encrypted scratch disk of a node
 run|umount|mount|lets crun start where both cgroup trees are mounted
+run|unshare|util-linux|gives image builds and tests mount namespaces of their own
 run|mmdebstrap|mmdebstrap|builds the curated images from the distribution'\''s packages
 run|/etc/ssl/certs/ca-certificates.crt|ca-certificates|lets mmdebstrap and clients verify servers
 test|gcc|gcc|race detector
@@ -62,7 +63,16 @@ while IFS='|' read -r set shows package why; do
   report+=$(printf '  %-24s %s' "$package" "$why")$'\n'
 done <<<"$needs"
 
-[ ${#packages[@]} -eq 0 ] && exit 0
+# Curated images are made from the release's packages, so somebody must have asked for their list once.
+lists() { compgen -G '/var/lib/apt/lists/*Packages*' >/dev/null; }
+
+if [ ${#packages[@]} -eq 0 ]; then
+  if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null && ! lists; then
+    echo 'Fetching the lists of packages, from which curated images are made.'
+    apt-get -q -y -o DPkg::Lock::Timeout=300 update >/dev/null
+  fi
+  exit 0
+fi
 
 # shellcheck source=/dev/null
 family=$(. /etc/os-release 2>/dev/null && echo " ${ID:-} ${ID_LIKE:-} " || true)
