@@ -36,11 +36,13 @@ func (s *Service) publicError(a *account, err error) error {
 	var public *resource.Error
 	var tooLarge *http.MaxBytesError
 	switch {
-	case err == nil || errors.As(err, &public):
-		return err
-	case errors.Is(err, envelope.ErrRevoked):
+	case err == nil:
+		return nil
+	case errors.Is(err, envelope.ErrRevoked): // before what is public: below it is the vault's answer, which is not for this service's clients
 		return resource.Errorf(403, "KeyVaultEncryptionKeyNotFound",
 			"The account's data cannot be read or written: its encryption key %s is disabled, deleted, expired or no longer permitted.", s.keyName(a)).WithCause(err)
+	case errors.As(err, &public):
+		return err
 	case errors.Is(err, envelope.ErrDestroyed), errors.Is(err, envelope.ErrNoRecord):
 		return resource.Errorf(403, "AccountIsDisabled", "The account has no encryption key: it is being created or deleted.").WithCause(err)
 	case errors.Is(err, envelope.ErrUnavailable):
