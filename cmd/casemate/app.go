@@ -19,6 +19,7 @@ import (
 	"casemate.dev/control/rbac"
 	"casemate.dev/dataplane/blob"
 	"casemate.dev/dataplane/network"
+	"casemate.dev/dataplane/registry"
 	"casemate.dev/dataplane/runtime/image"
 	"casemate.dev/dataplane/runtime/oci"
 	"casemate.dev/dataplane/vault"
@@ -52,6 +53,7 @@ type App struct {
 	gateway     *gateway.Gateway
 	vault       *vault.Service
 	blob        *blob.Service
+	registry    *registry.Service
 	network     *network.Network // nil where this machine cannot have networks
 	images      *image.Store     // nil where it cannot have nodes
 	nodes       *oci.Runtime

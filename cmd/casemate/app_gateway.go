@@ -36,6 +36,7 @@ func (a *App) openGateway(p *parts, later *joints) (err error) {
 		resource.PlaneVault:      {Hosts: []string{"*.vault"}, Resolve: a.vault.ResourceOf, Authenticate: bearer(resource.PlaneVault), Challenge: a.vault.Challenge},
 		resource.PlaneBlob: {Hosts: []string{"*.blob.core"}, Resolve: p.storage.ResourceOf, Authenticate: bearer(resource.PlaneBlob),
 			Challenge: challenge("https://storage.azure.com"), RawNames: true, VersionHeader: "x-ms-version"},
+		resource.PlaneRegistry: {Hosts: []string{"*.azurecr"}, Resolve: p.registry.ResourceOf, Authenticate: a.registry.Authenticate, Challenge: a.registry.Challenge},
 		resource.PlaneWorkspace: {Hosts: []string{"*.workspace"}, Authenticate: bearer(resource.PlaneWorkspace), Challenge: challenge("https://ml.azure.com"),
 			Resolve: func(label string) (string, bool) {
 				id, ok := p.ml.WorkspaceOf(context.Background(), label)

@@ -8,6 +8,7 @@ import (
 	"casemate.dev/dataplane/blob"
 	"casemate.dev/dataplane/vault"
 	"casemate.dev/providers/authorization"
+	"casemate.dev/providers/containerregistry"
 	"casemate.dev/providers/insights"
 	"casemate.dev/providers/keyvault"
 	"casemate.dev/providers/machinelearning"
@@ -24,6 +25,7 @@ type parts struct {
 	authorization *authorization.Provider
 	keyvault      *keyvault.Provider
 	storage       *storage.Provider
+	registry      *containerregistry.Provider
 	network       *networkprovider.Provider
 	ml            *machinelearning.Provider
 
@@ -67,6 +69,9 @@ func (a *App) openPlanes(ctx context.Context, later *joints) (*parts, error) {
 		return nil, err
 	}
 	if err := a.openBlob(p, later); err != nil {
+		return nil, err
+	}
+	if err := a.openRegistry(p, later); err != nil {
 		return nil, err
 	}
 	if err := a.openNetwork(p, later); err != nil {
