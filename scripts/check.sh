@@ -19,6 +19,15 @@ format() {
   files=$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 gofmt -l) || return
   [ -z "$files" ] || { printf 'gofmt would change:\n%s\n' "$files" && return 1; }
 }
+modules() {
+  local diff
+  diff=$(go mod tidy -diff 2>&1 | grep -v '^go: \(finding\|found\|downloading\)'; exit "${PIPESTATUS[0]}") || { printf 'go mod tidy would change go.mod or go.sum:\n%s\n' "$(head -n 20 <<<"$diff")" && return 1; }
+}
+tools() {
+  for dir in bench scripts; do
+    go vet -C "$dir" ./... || return
+  done
+}
 race() {
   if ! command -v gcc >/dev/null; then
     echo "The race detector needs gcc: run scripts/install.sh test"
@@ -30,9 +39,10 @@ race() {
 
 export CGO_ENABLED=0
 step format format
-step modules go mod tidy -diff
+step modules modules
 step layers go test .
 step vet go vet ./...
+step tools tools
 step staticcheck go tool staticcheck ./...
 step race race "$@"
 exit $failed
