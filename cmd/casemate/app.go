@@ -116,11 +116,15 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 	// Background work outlives the listeners, so that requests that drain still find it.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
+	// Work that fails ends the process: the next start repairs, while a platform without one of its organs would pretend.
+	ctx, fail := context.WithCancel(ctx)
+	defer fail()
 	var bg errgroup.Group
 	for _, run := range a.runs {
 		bg.Go(func() error {
 			if err := run(work); err != nil && work.Err() == nil {
-				a.log.Error("background work ended", "cause", err)
+				a.log.Error("background work ended; stopping", "cause", err)
+				fail()
 				return err
 			}
 			return nil

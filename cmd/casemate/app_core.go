@@ -54,6 +54,7 @@ func (a *App) openKeys(ctx context.Context, later *joints) error {
 	}
 	a.store = s
 	a.closes = append(a.closes, s.Close)
+	a.runs = append(a.runs, s.Run)
 	if a.depot, err = depotfile.Open(a.path("depot")); err != nil {
 		return err
 	}
