@@ -22,7 +22,7 @@ const (
 	RoleReader             = "acdd72a7-3385-48ef-bd42-f606fba81ae7"
 	RoleVaultAdministrator = "00482a5a-887f-4fb3-b363-3b7fe8e74483"
 	RoleVaultContributor   = "f25e0fa2-a7c8-4377-a976-54943a77a395"
-	RoleCryptoUser         = "e147488a-f6f5-4113-8e2d-b22465e65bf6"
+	RoleCryptoEncryption   = "e147488a-f6f5-4113-8e2d-b22465e65bf6"
 	RoleSecretsUser        = "4633458b-17de-408a-b874-0445c86b69e6"
 	RoleBlobOwner          = "b7e6dc6d-f1e8-4753-8033-0f276bb0955b"
 	RoleBlobContributor    = "ba92f5b4-2d11-453d-a403-e96b0029c9fe"
