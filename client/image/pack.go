@@ -19,9 +19,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Format names what Pack writes. It changes whenever the same tar would get another digest, so that caches notice.
-const Format = "oci-layout-zstd-1"
-
 // Options describe an image.
 type Options struct {
 	Tag          string            // name of the image in the layout's index, such as casemate/sklearn:1; required

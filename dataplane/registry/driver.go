@@ -34,6 +34,9 @@ func (d *driver) Name() string { return driverName }
 
 // GetContent reads a whole file.
 func (d *driver) GetContent(ctx context.Context, path string) ([]byte, error) {
+	if upload, offset, ok := hashState(path); ok {
+		return d.s.hashes.get(d.incarnation+upload, offset, path)
+	}
 	c, err := d.content(ctx, path)
 	if err != nil {
 		return nil, err
@@ -49,6 +52,10 @@ func (d *driver) PutContent(ctx context.Context, path string, content []byte) er
 	parts, err := split(path)
 	if err != nil || len(parts) == 0 {
 		return storagedriver.InvalidPathError{Path: path, DriverName: driverName}
+	}
+	if upload, offset, ok := hashState(path); ok {
+		d.s.hashes.put(d.incarnation+upload, offset, content)
+		return nil
 	}
 	r := &record{Modified: d.s.cfg.Clock().UnixNano(), Data: content}
 	if len(content) > maxInline {
@@ -213,6 +220,9 @@ func (d *driver) List(ctx context.Context, path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if upload, _, ok := hashState(path + "/"); ok {
+		return d.s.hashes.list(d.incarnation+upload, path)
+	}
 	prefix := d.below(parts)
 	base := strings.TrimSuffix(path, "/") + "/"
 	var out []string
@@ -319,6 +329,7 @@ func (d *driver) Delete(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	d.s.hashes.forget(d.incarnation + path)
 	d.s.sweepSoon()
 	return nil
 }

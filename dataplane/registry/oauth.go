@@ -179,7 +179,7 @@ func sendToken(w http.ResponseWriter, v map[string]any) error {
 // checkService refuses a token request that was meant for another registry.
 func (s *Service) checkService(r *resource.Request, service string) error {
 	host, _, _ := strings.Cut(service, ":")
-	if service == "" || strings.EqualFold(host, s.audience(r)) {
+	if service == "" || strings.EqualFold(host, s.audience(r)) || strings.EqualFold(service, r.Request.Host) {
 		return nil
 	}
 	return badForm("The service '%s' is not this registry.", clip(service))

@@ -63,6 +63,7 @@ type Service struct {
 	flying flights
 	gates  gates
 	busy   sessions
+	hashes hashes
 }
 
 // New makes the service. Run must be running for removed data to leave the disk.
@@ -129,10 +130,7 @@ func (s *Service) open(ctx context.Context, arm string) (*one, error) {
 
 func (s *Service) openIncarnation(ctx context.Context, id resource.ID, incarnation string, h *envelope.Handle) (*one, error) {
 	d := &driver{s: s, arm: id, incarnation: incarnation, handle: h}
-	// Without digest resumption an upload of several requests is hashed from what was stored when it is completed, and not
-	// from a remembered hash state, which two writers of one upload could make differ from the bytes.
-	space, err := storage.NewRegistry(ctx, d, storage.EnableDelete, storage.DisableDigestResumption, storage.EnableValidateImageIndexImagesExist,
-		storage.ManifestURLsDenyRegexp(anyURL))
+	space, err := storage.NewRegistry(ctx, d, storage.EnableDelete, storage.EnableValidateImageIndexImagesExist, storage.ManifestURLsDenyRegexp(anyURL))
 	if err != nil {
 		return nil, fmt.Errorf("opening registry: %w", err)
 	}
