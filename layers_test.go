@@ -21,7 +21,7 @@ var layers = [][]string{
 	{"envelope", "store", "control/expr"},
 	{"control", "dataplane"},
 	{"gateway", "providers"},
-	{"client"},
+	{"client", "images"},
 	{"studio"},
 	{"cmd"},
 }
