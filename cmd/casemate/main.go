@@ -14,13 +14,15 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"casemate.dev/cmd/casemate/demo"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{Use: "casemate", Short: "A secure machine-learning platform that you run yourself", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(serveCommand(), agentCommand(), verifyCommand())
+	root.AddCommand(serveCommand(), agentCommand(), verifyCommand(), imageCommand(), demo.Command(), demo.DialCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "casemate:", err)
 		os.Exit(1)
