@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net/http"
 	"strings"
 
@@ -80,7 +82,7 @@ func bearerToken(h http.Header) (token string, ok bool, err error) {
 // firstStart makes what an empty platform needs: a subscription, and the administrator's role over everything.
 func (a *App) firstStart(ctx context.Context) error {
 	env, err := readEnv(a.path("client/env"))
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // after the first start, whoever keeps the secret elsewhere may remove the file
 		return err
 	}
 	subs, err := a.operation.List(ctx, "Microsoft.Resources/subscriptions", resource.Tenant)
