@@ -75,6 +75,9 @@ func (c *Principal) SignIn(ctx context.Context, audience string) (Answer, error)
 		Header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}, Body: form.Encode()})
 }
 
+// Adopt lets a principal whose credentials the test knows speak to the platform.
+func (p *Platform) Adopt(c *Principal) { c.platform = p }
+
 // Suffix makes names that no other test has.
 func Suffix() string {
 	var b [5]byte
