@@ -39,7 +39,23 @@ done
 . /etc/os-release
 [ -n "${VERSION_CODENAME:-}" ] || { echo "build.sh: this system is neither Debian nor Ubuntu" >&2; exit 1; }
 
-# The cache key: what apt would install on an empty system, this script, and the packer.
+# What the image is made by, beside packages.
+recipe=$( (cat "$here/build.sh" "$here/clean.sh"; dpkg --print-architecture; "$casemate" image pack --version) | sha256sum | cut -c1-24)
+
+# Asking apt what it would install takes seconds; as long as its lists are the same the answer is.
+seen() {
+	echo "$cache/.seen-$( (echo "$recipe"; cat /var/lib/apt/lists/*Release 2>/dev/null) | sha256sum | cut -c1-24)"
+}
+seen=$(seen)
+if [ -z "$force" ] && [ -s "$seen" ]; then
+	layout=$cache/$(cat "$seen")
+	if [ -f "$layout/index.json" ]; then
+		ln -sfn "$layout" "$out"
+		exit 0
+	fi
+fi
+
+# The cache key: what apt would install on an empty system, and the recipe.
 plan() {
 	# shellcheck disable=SC2046
 	apt-get -s -qq --no-install-recommends -o Dir::State::status=/dev/null install '?essential' $(echo "$packages" | tr , ' ') |
@@ -48,15 +64,18 @@ plan() {
 plan=$(plan 2>/dev/null)
 [ -n "$plan" ] || { apt-get update -qq && plan=$(plan); } || true
 [ -n "$plan" ] || { echo "build.sh: apt knows no python3-sklearn" >&2; exit 1; }
-key=$( (echo "$plan"; cat "$here/build.sh"; dpkg --print-architecture; "$casemate" image pack --version) | sha256sum | cut -c1-24)
-layout=$cache/sklearn-$key
+layout=$cache/sklearn-$(echo "$recipe $plan" | sha256sum | cut -c1-24)
 
-if [ -z "$force" ] && [ -f "$layout/index.json" ]; then
+mkdir -p "$cache"
+finish() {
+	basename "$layout" >"$(seen)"
 	ln -sfn "$layout" "$out"
+}
+if [ -z "$force" ] && [ -f "$layout/index.json" ]; then
+	finish
 	exit 0
 fi
 
-mkdir -p "$cache"
 work=$(mktemp -d "$cache/.build-XXXXXX")
 trap 'rm -rf "$work"' EXIT INT TERM
 
@@ -117,4 +136,4 @@ unshare --mount --propagation private mmdebstrap --quiet --mode=root --variant=e
 "$casemate" image pack --rootfs "$work/rootfs.tar" --tag "$tag" --out "$work/layout" >&2
 rm -rf "$layout"
 mv "$work/layout" "$layout"
-ln -sfn "$layout" "$out"
+finish
