@@ -3,9 +3,11 @@ package harness
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -68,6 +70,9 @@ func buildBinary() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := touchSources(root); err != nil {
+		return "", err
+	}
 	dir := filepath.Join(root, "bin")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("making bin: %w", err)
@@ -88,6 +93,20 @@ func buildBinary() (string, error) {
 		return "", fmt.Errorf("building casemate: %w\n%s", err, out)
 	}
 	return path, nil
+}
+
+// touchSources asks for the state of each source file. The go command remembers what a test asked for: without this it would
+// answer from its cache after the server has changed, because these tests import nothing of it.
+func touchSources(root string) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && (strings.HasPrefix(d.Name(), ".") || path == filepath.Join(root, "bin")) {
+			return cmp.Or(err, fs.SkipDir)
+		}
+		if !d.IsDir() && !strings.HasSuffix(path, "_test.go") {
+			_, err = os.Stat(path)
+		}
+		return err
+	})
 }
 
 // Root is the repository's folder.
