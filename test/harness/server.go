@@ -64,7 +64,8 @@ func Binary(t testing.TB) string {
 
 func buildBinary() (string, error) {
 	if path := os.Getenv("CASEMATE_BIN"); path != "" {
-		return path, nil
+		_, err := os.Stat(path) // also so that a result is not remembered beyond this binary
+		return path, err
 	}
 	root, err := Root()
 	if err != nil {
