@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 	"os"
 
 	"github.com/vishvananda/netlink"
@@ -61,7 +62,31 @@ func (w *work) link(router, node *os.File, a *plan.Attachment) error {
 	if err := w.neighbour(outerHandle, outerEnd, a.IP, a.MAC[:]); err != nil {
 		return err
 	}
-	return w.routes(outerHandle, outerEnd, netlink.Route{Dst: host(a.IP), Scope: unix.RT_SCOPE_LINK})
+	if err := w.routes(outerHandle, outerEnd, netlink.Route{Dst: host(a.IP), Scope: unix.RT_SCOPE_LINK}); err != nil {
+		return err
+	}
+	return errors.Join(operational(outerHandle, a.Link), operational(innerHandle, inner))
+}
+
+const (
+	carrierTries = 1000
+	carrierPause = 2 * time.Millisecond
+)
+
+// operational waits until the kernel sends on a link: it brings the carrier up by itself, a moment after both ends are set
+// up, and drops what is sent before. A caller's first packet must not be the one that is lost.
+func operational(h *netlink.Handle, name string) error {
+	for range carrierTries {
+		l, err := h.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("finding link %s: %w", name, err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		time.Sleep(carrierPause)
+	}
+	return fmt.Errorf("link %s has no carrier after %s", name, carrierTries*carrierPause)
 }
 
 // pair returns both ends of the planned link, making it anew unless exactly it exists.

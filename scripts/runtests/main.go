@@ -31,7 +31,7 @@ type stage struct {
 // one package at a time.
 func isKernel(pkg string) bool {
 	return strings.HasPrefix(pkg, "casemate.dev/dataplane/network") && pkg != "casemate.dev/dataplane/network/plan" ||
-		strings.HasPrefix(pkg, "casemate.dev/dataplane/runtime")
+		strings.HasPrefix(pkg, "casemate.dev/dataplane/runtime") || pkg == "casemate.dev/providers/network"
 }
 
 // isWhole tells packages that run the binary.
