@@ -190,8 +190,9 @@ func TestR28AttackersKeyInToken(t *testing.T) {
 	f.image("app", "v1", []byte("layer"))
 	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	f.check(err)
-	x := base64.RawURLEncoding.EncodeToString(own.PublicKey.X.FillBytes(make([]byte, 32)))
-	y := base64.RawURLEncoding.EncodeToString(own.PublicKey.Y.FillBytes(make([]byte, 32)))
+	point, err := own.PublicKey.Bytes() // 4, x, y
+	f.check(err)
+	x, y := base64.RawURLEncoding.EncodeToString(point[1:33]), base64.RawURLEncoding.EncodeToString(point[33:])
 	jwk := `"jwk":{"kty":"EC","crv":"P-256","x":"` + x + `","y":"` + y + `"}`
 	good, _, err := f.AccessToken(resource.Caller{Kind: resource.KindServicePrincipal, Object: pusher}, "reg1")
 	f.check(err)
