@@ -43,9 +43,10 @@ func (s *Service) put(ctx context.Context, a *account, container, name string, u
 		if err != nil {
 			return err
 		}
-		if err := u.cond.write(stampOf(old)); err != nil {
+		if err := s.mayWrite(u.cond, old); err != nil {
 			return err
 		}
+		rec.Lease = leaseAfter(old, rec.Modified)
 		loose, err := a.forget(t, c, name)
 		if err != nil {
 			return err
@@ -69,7 +70,7 @@ func (s *Service) admit(ctx context.Context, a *account, container, name string,
 		if err != nil {
 			return err
 		}
-		return cond.write(stampOf(old))
+		return s.mayWrite(cond, old)
 	})
 	return c, err
 }
@@ -107,7 +108,7 @@ func (s *Service) remove(ctx context.Context, a *account, container, name string
 		if old == nil {
 			return errBlobNotFound(name)
 		}
-		if err := cond.change(old.stamp); err != nil {
+		if err := s.mayChange(cond, old); err != nil {
 			return err
 		}
 		loose, err := a.forget(t, c.ID, name)
@@ -136,11 +137,11 @@ func (s *Service) amend(ctx context.Context, a *account, container, name string,
 		if rec == nil {
 			return errBlobNotFound(name)
 		}
-		if err := cond.change(rec.stamp); err != nil {
+		if err := s.mayChange(cond, rec); err != nil {
 			return err
 		}
 		change(rec)
-		rec.stamp = next
+		rec.stamp, rec.Lease = next, rec.Lease.after(next.Modified)
 		return a.save(t, blobKey(a.id, c.ID, name), rec)
 	})
 	return rec, err
@@ -157,17 +158,20 @@ func (s *Service) stat(ctx context.Context, a *account, container, name string, 
 		if rec == nil {
 			return errBlobNotFound(name)
 		}
-		return cond.read(rec.stamp)
+		return s.mayRead(cond, rec)
 	})
 	return rec, err
 }
 
 // stageBlock receives one uncommitted block. A block of the same id is replaced.
-func (s *Service) stageBlock(ctx context.Context, a *account, container, name, id string, body io.Reader, size int64, sums *checksum) error {
+func (s *Service) stageBlock(ctx context.Context, a *account, container, name, id string, cond conditions, body io.Reader, size int64, sums *checksum) error {
 	hash := hashName(name)
 	var c string
 	err := s.view(ctx, a, container, func(r store.Reader, rec *containerRecord) error {
 		c = rec.ID
+		if err := s.mayStage(r, a, c, name, cond); err != nil {
+			return err
+		}
 		return a.checkStage(r, c, hash, id)
 	})
 	if err != nil {
@@ -180,6 +184,9 @@ func (s *Service) stageBlock(ctx context.Context, a *account, container, name, i
 	st.part.Block = id
 	now := s.now().UTC()
 	err = s.updateSame(ctx, a, container, c, func(t store.Txn) error {
+		if err := s.mayStage(t, a, c, name, cond); err != nil {
+			return err
+		}
 		if err := a.checkStage(t, c, hash, id); err != nil {
 			return err
 		}
@@ -246,7 +253,7 @@ func (s *Service) commit(ctx context.Context, a *account, container, name string
 		if err != nil {
 			return err
 		}
-		if err := u.cond.write(stampOf(old)); err != nil {
+		if err := s.mayWrite(u.cond, old); err != nil {
 			return err
 		}
 		committed := map[string]part{}
@@ -269,7 +276,7 @@ func (s *Service) commit(ctx context.Context, a *account, container, name string
 		if err != nil {
 			return err
 		}
-		rec.Size, rec.Lineage = 0, lineage
+		rec.Size, rec.Lineage, rec.Lease = 0, lineage, leaseAfter(old, rec.Modified)
 		for _, p := range body.Parts {
 			rec.Size += p.Size
 		}

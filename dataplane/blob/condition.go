@@ -14,12 +14,17 @@ import (
 type conditions struct {
 	ifMatch, ifNoneMatch               []string // ETags without quotes, or "*"; nil: no header
 	ifModifiedSince, ifUnmodifiedSince time.Time
+	lease                              string // x-ms-lease-id; empty: none
 }
 
 func parseConditions(h http.Header) (conditions, error) {
 	c := conditions{ifMatch: parseETags(h.Values("If-Match")), ifNoneMatch: parseETags(h.Values("If-None-Match"))}
 	if h.Get("x-ms-if-tags") != "" {
 		return c, resource.NotSupported("Conditions on blob index tags (x-ms-if-tags) are not supported.")
+	}
+	var err error
+	if c.lease, err = parseLeaseID(h, leaseIDHeader); err != nil {
+		return c, err
 	}
 	for name, to := range map[string]*time.Time{"If-Modified-Since": &c.ifModifiedSince, "If-Unmodified-Since": &c.ifUnmodifiedSince} {
 		v := h.Get(name)

@@ -36,7 +36,7 @@ func (s *Service) createContainer(ctx context.Context, a *account, name string, 
 // deleteContainer makes a container and all in it unreachable at once; the sweeper removes them.
 func (s *Service) deleteContainer(ctx context.Context, a *account, name string, cond conditions) error {
 	err := s.update(ctx, a, name, func(t store.Txn, c *containerRecord) error {
-		if err := cond.change(c.stamp); err != nil {
+		if err := s.mayTouchContainer(cond, c, true); err != nil {
 			return err
 		}
 		t.Delete(containerKey(a.id, name))
@@ -48,10 +48,10 @@ func (s *Service) deleteContainer(ctx context.Context, a *account, name string, 
 }
 
 // statContainer reads a container's record.
-func (s *Service) statContainer(ctx context.Context, a *account, name string) (rec *containerRecord, err error) {
+func (s *Service) statContainer(ctx context.Context, a *account, name string, cond conditions) (rec *containerRecord, err error) {
 	err = s.view(ctx, a, name, func(_ store.Reader, c *containerRecord) error {
 		rec = c
-		return nil
+		return c.Lease.allow(s.now(), cond.lease, false, leaseOfContainer)
 	})
 	return rec, err
 }
@@ -61,10 +61,10 @@ func (s *Service) setContainerMetadata(ctx context.Context, a *account, name str
 	var rec *containerRecord
 	next := s.stampNow()
 	err := s.update(ctx, a, name, func(t store.Txn, c *containerRecord) error {
-		if err := cond.change(c.stamp); err != nil {
+		if err := s.mayTouchContainer(cond, c, false); err != nil {
 			return err
 		}
-		c.Metadata, c.stamp = metadata, next
+		c.Metadata, c.stamp, c.Lease = metadata, next, c.Lease.after(next.Modified)
 		rec = c
 		return a.save(t, containerKey(a.id, name), c)
 	})

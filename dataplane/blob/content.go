@@ -187,8 +187,9 @@ func (s *Service) read(ctx context.Context, a *account, container, name string, 
 			if rec == nil {
 				return errBlobNotFound(name)
 			}
-			if rd.c, rd.rec = c.ID, rec; cond.read(rec.stamp) != nil {
-				return cond.read(rec.stamp)
+			rd.c, rd.rec = c.ID, rec
+			if err := s.mayRead(cond, rec); err != nil {
+				return err
 			}
 			rd.content, err = a.content(r, c.ID, rec.Content)
 			return err

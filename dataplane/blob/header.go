@@ -179,9 +179,6 @@ func refuseUnsupported(r *http.Request) error {
 			return resource.NotSupported("%s (header %s) are not supported.", f.what, f.header)
 		}
 	}
-	if r.Header.Get("x-ms-lease-id") != "" {
-		return resource.Errorf(412, "LeaseNotPresentWithBlobOperation", "There is currently no lease on the resource. Leases are not supported.")
-	}
 	q := r.URL.Query()
 	for _, k := range []string{"snapshot", "versionid"} {
 		if q.Get(k) != "" {

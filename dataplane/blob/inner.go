@@ -60,7 +60,7 @@ func (s *Service) EnsureContainer(ctx context.Context, caller resource.Caller, a
 	if err != nil {
 		return err
 	}
-	if _, err := s.statContainer(ctx, a, container); err == nil {
+	if _, err := s.statContainer(ctx, a, container, conditions{}); err == nil {
 		return leave(nil)
 	}
 	_, err = s.createContainer(ctx, a, container, nil)
@@ -232,9 +232,13 @@ func (s *Service) commitAppend(t store.Txn, a *account, rd *reading, name string
 	if old == nil || old.ETag != rd.rec.ETag {
 		return errConditionNotMet()
 	}
+	if err := s.mayChange(conditions{}, old); err != nil {
+		return err
+	}
 	next := *old
 	next.stamp, next.Content, next.MD5 = s.stampNow(), newID(), nil
 	next.Size += added
+	next.Lease = old.Lease.after(next.Modified)
 	if st.key != "" {
 		a.retain(t, rd.c, st.part.Object)
 	}

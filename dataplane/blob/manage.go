@@ -14,6 +14,8 @@ type ContainerInfo struct {
 	ETag     string // without quotes
 	Modified time.Time
 	Metadata map[string]string
+	// The lease, as its states are named; LeaseDuration is empty unless leased.
+	LeaseStatus, LeaseState, LeaseDuration string
 }
 
 // The operations below serve the rows of Microsoft.Storage/…/containers, which the gateway has authorised under the
@@ -31,7 +33,7 @@ func (s *Service) CreateContainer(ctx context.Context, account resource.ID, name
 	rec, err := s.createContainer(ctx, a, name, metadata)
 	if made = err == nil; resource.StatusOf(err) == 409 {
 		if metadata == nil {
-			rec, err = s.statContainer(ctx, a, name)
+			rec, err = s.statContainer(ctx, a, name, conditions{})
 		} else {
 			rec, err = s.setContainerMetadata(ctx, a, name, conditions{}, metadata)
 		}
@@ -39,7 +41,7 @@ func (s *Service) CreateContainer(ctx context.Context, account resource.ID, name
 	if err != nil {
 		return info, false, s.publicError(a, err)
 	}
-	return containerInfo(name, rec), made, nil
+	return s.containerInfo(name, rec), made, nil
 }
 
 // StatContainer tells about a container.
@@ -48,14 +50,14 @@ func (s *Service) StatContainer(ctx context.Context, account resource.ID, name s
 	if err != nil {
 		return ContainerInfo{}, err
 	}
-	rec, err := s.statContainer(ctx, a, name)
+	rec, err := s.statContainer(ctx, a, name, conditions{})
 	if err != nil {
 		return ContainerInfo{}, s.publicError(a, err)
 	}
-	return containerInfo(name, rec), nil
+	return s.containerInfo(name, rec), nil
 }
 
-// DeleteContainer removes a container and all in it.
+// DeleteContainer removes a container and all in it, unless it is leased.
 func (s *Service) DeleteContainer(ctx context.Context, account resource.ID, name string) error {
 	a, err := s.account(ctx, account.String())
 	if err != nil {
@@ -79,7 +81,7 @@ func (s *Service) Containers(ctx context.Context, account resource.ID) iter.Seq2
 				return
 			}
 			for _, c := range list {
-				if !yield(containerInfo(c.Name, c.containerRecord), nil) {
+				if !yield(s.containerInfo(c.Name, c.containerRecord), nil) {
 					return
 				}
 			}
@@ -90,6 +92,8 @@ func (s *Service) Containers(ctx context.Context, account resource.ID) iter.Seq2
 	}
 }
 
-func containerInfo(name string, rec *containerRecord) ContainerInfo {
-	return ContainerInfo{Name: name, ETag: rec.ETag, Modified: rec.Modified, Metadata: rec.Metadata}
+func (s *Service) containerInfo(name string, rec *containerRecord) ContainerInfo {
+	status, state, duration := rec.Lease.shown(s.now())
+	return ContainerInfo{Name: name, ETag: rec.ETag, Modified: rec.Modified, Metadata: rec.Metadata,
+		LeaseStatus: status, LeaseState: string(state), LeaseDuration: duration}
 }

@@ -72,6 +72,7 @@ type containerRecord struct {
 	ID       string            `json:"id"`
 	Created  time.Time         `json:"created"`
 	Metadata map[string]string `json:"metadata,omitempty"`
+	Lease    *lease            `json:"lease,omitempty"`
 }
 
 // properties are the HTTP headers that a blob keeps for its readers.
@@ -91,6 +92,7 @@ type blobRecord struct {
 	Size     int64             `json:"size"`
 	Tier     string            `json:"tier,omitempty"` // empty: the account's, inferred
 	Metadata map[string]string `json:"metadata,omitempty"`
+	Lease    *lease            `json:"lease,omitempty"`
 	Content  string            `json:"content"` // id of the content record
 	// Lineage is shared by contents that have parts in common: a reader of one of them holds back the removal of the
 	// parts of all (see pins).

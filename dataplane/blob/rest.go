@@ -203,7 +203,7 @@ func listContainers(s *Service, c *call) error {
 	d.optional("MaxResults", q.Get("maxresults"))
 	d.open("Containers")
 	for _, e := range list {
-		d.container(e, metadata)
+		d.container(s, e, metadata)
 	}
 	d.close("Containers")
 	d.elem("NextMarker", marker{name: next}.String())
@@ -235,15 +235,14 @@ func deleteContainer(s *Service, c *call) error {
 }
 
 func getContainer(s *Service, c *call) error {
-	rec, err := s.statContainer(c.Context(), c.a, c.container)
+	rec, err := s.statContainer(c.Context(), c.a, c.container, c.cond)
 	if err != nil {
 		return err
 	}
 	c.stamp(rec.stamp)
 	c.metadata(rec.Metadata)
 	h := c.w.Header()
-	h.Set("x-ms-lease-status", "unlocked")
-	h.Set("x-ms-lease-state", "available")
+	c.lease(s, rec.Lease)
 	h.Set("x-ms-has-immutability-policy", "false")
 	h.Set("x-ms-has-legal-hold", "false")
 	h.Set("x-ms-immutable-storage-with-versioning-enabled", "false")
@@ -292,7 +291,7 @@ func listBlobs(s *Service, c *call) error {
 	d.optional("Delimiter", q.delimiter)
 	d.open("Blobs")
 	for _, e := range page {
-		d.entry(e, metadata)
+		d.entry(s, e, metadata)
 	}
 	d.close("Blobs")
 	d.elem("NextMarker", next.String())

@@ -103,7 +103,7 @@ func putBlock(s *Service, c *call) error {
 	}
 	c.Remember("block", id)
 	c.Remember("bytes", strconv.FormatInt(size, 10))
-	if err := s.stageBlock(c.Context(), c.a, c.container, c.blob, id, c.Body, size, sums); err != nil {
+	if err := s.stageBlock(c.Context(), c.a, c.container, c.blob, id, c.cond, c.Body, size, sums); err != nil {
 		return err
 	}
 	sums.answer(c.w.Header())
@@ -180,7 +180,7 @@ func getBlockList(s *Service, c *call) error {
 }
 
 // describe writes the headers that GET and HEAD share.
-func (c *call) describe(rec *blobRecord) {
+func (c *call) describe(s *Service, rec *blobRecord) {
 	c.stamp(rec.stamp)
 	c.metadata(rec.Metadata)
 	h := c.w.Header()
@@ -197,8 +197,7 @@ func (c *call) describe(rec *blobRecord) {
 	h.Set("Accept-Ranges", "bytes")
 	h.Set("x-ms-creation-time", httpTime(rec.Created))
 	h.Set("x-ms-blob-type", "BlockBlob")
-	h.Set("x-ms-lease-status", "unlocked")
-	h.Set("x-ms-lease-state", "available")
+	c.lease(s, rec.Lease)
 	h.Set("x-ms-server-encrypted", "true")
 }
 
@@ -207,7 +206,7 @@ func headBlob(s *Service, c *call) error {
 	if err != nil {
 		return c.withStamp(rec, err)
 	}
-	c.describe(rec)
+	c.describe(s, rec)
 	h := c.w.Header()
 	if rec.MD5 != nil {
 		h.Set("Content-MD5", base64.StdEncoding.EncodeToString(rec.MD5))
@@ -260,7 +259,7 @@ func getBlob(s *Service, c *call) error {
 		}
 		sum(h, whole.Bytes())
 	}
-	c.describe(rd.rec)
+	c.describe(s, rd.rec)
 	h.Set("Content-Length", strconv.FormatInt(n, 10))
 	status := http.StatusOK
 	if want.set {

@@ -88,14 +88,13 @@ func (d *document) send(w http.ResponseWriter) error {
 
 func httpTime(t time.Time) string { return t.UTC().Format(http.TimeFormat) }
 
-func (d *document) container(c namedContainer, metadata bool) {
+func (d *document) container(s *Service, c namedContainer, metadata bool) {
 	d.open("Container")
 	d.elem("Name", c.Name)
 	d.open("Properties")
 	d.elem("Last-Modified", httpTime(c.Modified))
 	d.elem("Etag", `"`+c.ETag+`"`)
-	d.elem("LeaseStatus", "unlocked")
-	d.elem("LeaseState", "available")
+	d.lease(c.Lease, s)
 	d.elem("DefaultEncryptionScope", "$account-encryption-key")
 	d.elem("DenyEncryptionScopeOverride", "false")
 	d.elem("HasImmutabilityPolicy", "false")
@@ -107,7 +106,7 @@ func (d *document) container(c namedContainer, metadata bool) {
 	d.close("Container")
 }
 
-func (d *document) entry(e entry, metadata bool) {
+func (d *document) entry(s *Service, e entry, metadata bool) {
 	if e.rec == nil {
 		d.open("BlobPrefix")
 		d.name(e.name)
@@ -134,8 +133,7 @@ func (d *document) entry(e entry, metadata bool) {
 	if inferred {
 		d.elem("AccessTierInferred", "true")
 	}
-	d.elem("LeaseStatus", "unlocked")
-	d.elem("LeaseState", "available")
+	d.lease(e.rec.Lease, s)
 	d.elem("ServerEncrypted", "true")
 	d.close("Properties")
 	if metadata {

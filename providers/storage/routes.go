@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"strings"
 	"time"
 
 	"casemate.dev/dataplane/blob"
@@ -159,15 +160,26 @@ func decode(r *resource.Request) (*resource.Document, error) {
 
 func containerWire(account resource.ID, c blob.ContainerInfo) map[string]any {
 	props := map[string]any{
-		"publicAccess": "None", "leaseStatus": "Unlocked", "leaseState": "Available",
+		"publicAccess": "None", "leaseStatus": title(c.LeaseStatus), "leaseState": title(c.LeaseState),
 		"lastModifiedTime": c.Modified.UTC().Format(time.RFC3339Nano), "hasImmutabilityPolicy": false, "hasLegalHold": false,
 		"defaultEncryptionScope": "$account-encryption-key", "denyEncryptionScopeOverride": false,
+	}
+	if c.LeaseDuration != "" {
+		props["leaseDuration"] = title(c.LeaseDuration)
 	}
 	if len(c.Metadata) > 0 {
 		props["metadata"] = c.Metadata
 	}
 	return map[string]any{"id": account.String() + "/blobServices/default/containers/" + c.Name, "name": c.Name, "type": containerType,
 		"etag": `"` + c.ETag + `"`, "properties": props}
+}
+
+// title writes a lease's words as the management plane spells them.
+func title(s string) string {
+	if s == "" {
+		return ""
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
 }
 
 func (p *Provider) listContainers(w http.ResponseWriter, r *resource.Request) error {
