@@ -7,6 +7,7 @@ import (
 	"maps"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Provisioning states of ARM.
@@ -156,7 +157,8 @@ func (d *Document) Wire() map[string]any {
 	return out
 }
 
-// DecodeBody reads a JSON object, numbers kept as written. It refuses anything else, trailing data included.
+// DecodeBody reads a JSON object, numbers kept as written. It refuses anything else, trailing data included, and objects
+// that hold one name in two spellings: what is checked under one of them could be used under the other.
 func DecodeBody(b []byte) (map[string]any, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.UseNumber()
@@ -170,7 +172,47 @@ func DecodeBody(b []byte) (map[string]any, error) {
 	if dec.More() {
 		return nil, Errorf(400, "InvalidRequestContent", "The request content holds more than one JSON value.")
 	}
-	return m, nil
+	return m, checkSpellings(m, false)
+}
+
+// distinct are objects whose names are no property names but a client's own, in which case counts.
+var distinct = map[string]bool{"environmentvariables": true, "inputs": true, "outputs": true}
+
+// checkSpellings refuses two names in one object that compare as equal without regard to case, as Get and Into compare
+// them.
+func checkSpellings(v any, cases bool) error {
+	switch v := v.(type) {
+	case map[string]any:
+		seen := make(map[string]string, len(v))
+		for name, e := range v {
+			folded := foldName(name)
+			if other, twice := seen[folded]; twice && !cases {
+				return Errorf(400, "InvalidRequestContent", "The request content holds a property in two spellings, '%.100s' and '%.100s'.", min(name, other), max(name, other))
+			}
+			seen[folded] = name
+			if err := checkSpellings(e, distinct[folded]); err != nil {
+				return err
+			}
+		}
+	case []any:
+		for _, e := range v {
+			if err := checkSpellings(e, false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// foldName is one spelling of all that strings.EqualFold and encoding/json take for the same.
+func foldName(s string) string {
+	return strings.Map(func(r rune) rune {
+		least := r
+		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
+			least = min(least, f)
+		}
+		return unicode.ToLower(least)
+	}, s)
 }
 
 func fold(m map[string]any, name string) string {

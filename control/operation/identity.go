@@ -53,6 +53,28 @@ func (e *Engine) checkIdentity(c resource.Caller, d, before *resource.Document) 
 	return nil
 }
 
+// keepPrincipals drops the principals that a client names: they are shown, and set by reconcileIdentity alone. What was
+// there before stays, since Validate reads it.
+func keepPrincipals(d, before *resource.Document) {
+	m, ok := d.Get("identity").(map[string]any)
+	if !ok {
+		return
+	}
+	for _, member := range []string{"principalId", "tenantId"} {
+		d.Unset("identity." + member)
+		if before == nil {
+			continue
+		}
+		if had, _ := before.Internal["systemAssigned"].(bool); had && before.String("identity."+member) != "" {
+			m[member] = before.Get("identity." + member)
+		}
+	}
+	assigned, _ := d.Get("identity.userAssignedIdentities").(map[string]any)
+	for id := range assigned {
+		assigned[id] = map[string]any{}
+	}
+}
+
 func identityKinds(d *resource.Document) (system, user bool, err error) {
 	kind := d.String("identity.type")
 	for part := range strings.SplitSeq(kind, ",") {
@@ -104,6 +126,7 @@ func (e *Engine) showAssigned(d *resource.Document) error {
 		if err != nil {
 			return err
 		}
+		m[s] = map[string]any{}
 		if r := e.cached(id); r != nil {
 			u, err := r.document()
 			if err != nil {

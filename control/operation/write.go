@@ -168,6 +168,10 @@ func (e *Engine) prepare(ctx context.Context, t *typeInfo, c change, old *record
 	if err := e.checkIdentity(c.caller, doc, before); err != nil {
 		return nil, err
 	}
+	keepPrincipals(doc, before)
+	if err := e.showAssigned(doc); err != nil { // Validate reads them
+		return nil, err
+	}
 	if t.Validate != nil {
 		if err := t.Validate(ctx, &resource.Write{Caller: c.caller, Old: before, New: doc, Version: c.version, Method: method(c)}); err != nil {
 			return nil, err
