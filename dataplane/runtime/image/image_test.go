@@ -271,9 +271,19 @@ func push(t *testing.T, server *httptest.Server, img v1.Image) string {
 }
 
 func TestPullVerifiesKeepsAndCollects(t *testing.T) {
-	var requests int
+	var blobs int
+	var refuse bool
 	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { requests++; inner.ServeHTTP(w, r) }))
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			blobs++
+		}
+		if refuse {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		inner.ServeHTTP(w, r)
+	}))
 	defer server.Close()
 	canary := strings.Repeat("image-canary-4711", 1000)
 	reference := push(t, server, imageOf(t, archive(t, reg("f", canary))))
@@ -298,12 +308,18 @@ func TestPullVerifiesKeepsAndCollects(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A restart with the key finds the image without a request, by digest.
-	s, requests = openStore(t, home, source), 0
+	// A restart with the key finds the image, without its layers being asked for again.
+	s, blobs = openStore(t, home, source), 0
 	pull.Reference = strings.Replace(reference, ":v1", "@"+img.Digest, 1)
-	if again, err := s.Pull(t.Context(), pull); err != nil || again.Digest != img.Digest || requests != 0 {
-		t.Errorf("pulling again: %+v, %v, %d requests", again, err, requests)
+	if again, err := s.Pull(t.Context(), pull); err != nil || again.Digest != img.Digest || blobs != 0 {
+		t.Errorf("pulling again: %+v, %v, %d blobs", again, err, blobs)
 	}
+	// That it is here gives it to nobody whom the registry refuses.
+	refuse = true
+	if got, err := s.Pull(t.Context(), pull); err == nil {
+		t.Errorf("a refused caller got %+v by its digest", got)
+	}
+	refuse = false
 	root, release, err := s.Rootfs(t.Context(), img.Digest)
 	if err != nil {
 		t.Fatal(err)
