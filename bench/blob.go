@@ -64,7 +64,7 @@ func measureBlob(ctx context.Context, b *bench) (_ []row, err error) {
 		newRow("PUT 64 MiB, fsync, encrypted at rest", speed(put[0]), "MB/s").beside(name, speed(put[1])).keeping(0.6),
 		newRow("GET 64 MiB, encrypted at rest", speed(get[0]), "MB/s").beside(name, speed(get[1])).keeping(0.6),
 	}
-	return rows, absent(filepath.Join(b.tmp, "blob"), body[:64])
+	return rows, absent(filepath.Join(b.tmp, "blob", "depot"), body[:64])
 }
 
 // account makes a storage account with a container, gives the administrator the data role, and returns the Blob endpoint and
@@ -151,7 +151,7 @@ func (t transferrer) same(ctx context.Context, body []byte) error {
 	return nil
 }
 
-// absent looks for plaintext below a directory: a fast server that does not encrypt would be no result.
+// absent looks for plaintext among the depot's objects: a fast server that does not encrypt would be no result.
 func absent(dir string, plain []byte) error {
 	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {

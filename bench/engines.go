@@ -8,19 +8,19 @@ import (
 )
 
 func measureEnvelope(ctx context.Context, b *bench) ([]row, error) {
-	s, err := b.goBench(ctx, "./envelope", "64MiB|RandomRead|Bytes1KiB", "-cpu", "1", "-benchtime", "5x", "-count", "6")
+	s, err := b.goBench(ctx, 5, "./envelope", "64MiB", "-test.cpu", "1", "-test.benchtime", "5x")
 	if err != nil {
 		return nil, err
 	}
 	// Small operations need more turns than the whole streams above.
-	small, err := b.goBench(ctx, "./envelope", "RandomRead|Bytes1KiB", "-cpu", "1", "-benchtime", "300ms", "-count", "5")
+	small, err := b.goBench(ctx, 1, "./envelope", "RandomRead|Bytes1KiB", "-test.cpu", "1", "-test.benchtime", "300ms", "-test.count", "3")
 	if err != nil {
 		return nil, err
 	}
 	const peer = "bare NewGCMWithRandomNonce"
 	return []row{
-		newRow("seal 64 MiB, one core", s.median("Seal64MiB", "MB/s"), "MB/s").beside(peer, s.median("BareGCMSeal64MiB", "MB/s")).keeping(0.9),
-		newRow("open 64 MiB, one core", s.median("Open64MiB", "MB/s"), "MB/s").beside(peer, s.median("BareGCMOpen64MiB", "MB/s")).keeping(0.9),
+		s.rounds("seal 64 MiB, one core", "Seal64MiB", "MB/s", peer, "BareGCMSeal64MiB").keeping(0.9),
+		s.rounds("open 64 MiB, one core", "Open64MiB", "MB/s", peer, "BareGCMOpen64MiB").keeping(0.9),
 		newRow("read 4 KiB anywhere", small.median("RandomRead4KiB", "ns/op")/1e3, "µs").within(25),
 		newRow("seal a value of 1 KiB", small.median("SealBytes1KiB", "ns/op")/1e3, "µs"),
 		newRow("open a value of 1 KiB", small.median("OpenBytes1KiB", "ns/op")/1e3, "µs"),
@@ -28,7 +28,7 @@ func measureEnvelope(ctx context.Context, b *bench) ([]row, error) {
 }
 
 func measureVault(ctx context.Context, b *bench) ([]row, error) {
-	s, err := b.goBench(ctx, "./dataplane/vault", "UnwrapKey", "-benchtime", "1s", "-count", "3")
+	s, err := b.goBench(ctx, 1, "./dataplane/vault", "UnwrapKey", "-test.benchtime", "1s", "-test.count", "3")
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +45,7 @@ func measureVault(ctx context.Context, b *bench) ([]row, error) {
 }
 
 func measureRBAC(ctx context.Context, b *bench) ([]row, error) {
-	s, err := b.goBench(ctx, "./control/rbac", "Check", "-benchtime", "300ms", "-count", "3")
+	s, err := b.goBench(ctx, 1, "./control/rbac", "Check", "-test.benchtime", "300ms", "-test.count", "3")
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func measureNode(ctx context.Context, b *bench) ([]row, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("nodes are made of kernel objects: run this area as root")
 	}
-	s, err := b.goBench(ctx, "./dataplane/runtime", "NodeStart", "-benchtime", "5x", "-count", "3")
+	s, err := b.goBench(ctx, 3, "./dataplane/runtime", "NodeStart", "-test.benchtime", "5x")
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func measureNetwork(ctx context.Context, b *bench) ([]row, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("networks are made of kernel objects: run this area as root")
 	}
-	s, err := b.goBench(ctx, "./dataplane/network", "Apply|Attach", "-benchtime", "20x", "-count", "3")
+	s, err := b.goBench(ctx, 1, "./dataplane/network", "Apply|Attach", "-test.benchtime", "20x", "-test.count", "3")
 	if err != nil {
 		return nil, err
 	}

@@ -47,13 +47,17 @@ type bench struct {
 func main() {
 	only := flag.String("area", "", "area to measure; all without it")
 	peer := flag.String("peer", "", "be the plain peer, keeping files in this directory (used by this command itself)")
+	pages := flag.Bool("markdown", false, "measure nothing; print the last results as tables for docs/benchmarks.md")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := error(nil)
-	if *peer != "" {
+	switch {
+	case *peer != "":
 		err = servePeer(ctx, *peer)
-	} else {
+	case *pages:
+		err = markdown(os.Stdout, "results")
+	default:
 		err = run(ctx, *only)
 	}
 	if err != nil {

@@ -1,10 +1,16 @@
 package main
 
 import (
+	"cmp"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -35,6 +41,19 @@ func (r row) beside(peer string, value float64) row {
 	}
 	value, ratio = round(value), math.Round(ratio*1000)/1000
 	r.Peer, r.PeerValue, r.Ratio = peer, &value, &ratio
+	return r
+}
+
+// rounds makes the row of a benchmark and its peer. The ratio is the median of the rounds' ratios, since both sides of a round
+// met the same noise.
+func (s samples) rounds(name, ours, unit, peer, peers string) row {
+	a, b := s[ours][unit], s[peers][unit]
+	r := newRow(name, median(a), unit).beside(peer, median(b))
+	ratios := make([]float64, min(len(a), len(b)))
+	for i := range ratios {
+		ratios[i] = *newRow(name, a[i], unit).beside(peer, b[i]).Ratio
+	}
+	*r.Ratio = median(ratios)
 	return r
 }
 
@@ -76,19 +95,47 @@ func median[T int64 | float64 | time.Duration](samples []T) T {
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
+// cells are what both kinds of tables show.
+func (r row) cells() []string {
+	peer, ratio, met := "–", "–", "–"
+	if r.PeerValue != nil {
+		peer, ratio = fmt.Sprintf("%g (%s)", *r.PeerValue, r.Peer), fmt.Sprintf("%.2f", *r.Ratio)
+	}
+	if r.Met != nil {
+		met = map[bool]string{true: "yes", false: "NO"}[*r.Met]
+	}
+	return []string{r.Name, fmt.Sprintf("%g %s", r.Ours, r.Unit), peer, ratio, cmp.Or(r.Target, "–"), met}
+}
+
+var heads = []string{"what", "ours", "peer", "ratio", "target", "met"}
+
 func printTable(w io.Writer, rows []row) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "  what\tours\tpeer\tratio\ttarget\tmet")
+	fmt.Fprintln(t, "  "+strings.Join(heads, "\t"))
 	for _, r := range rows {
-		peer, ratio, met := "-", "-", "-"
-		if r.PeerValue != nil {
-			peer = fmt.Sprintf("%g (%s)", *r.PeerValue, r.Peer)
-			ratio = fmt.Sprintf("%.2f", *r.Ratio)
-		}
-		if r.Met != nil {
-			met = map[bool]string{true: "yes", false: "NO"}[*r.Met]
-		}
-		fmt.Fprintf(t, "  %s\t%g %s\t%s\t%s\t%s\t%s\n", r.Name, r.Ours, r.Unit, peer, ratio, r.Target, met)
+		fmt.Fprintln(t, "  "+strings.Join(r.cells(), "\t"))
 	}
 	_ = t.Flush() // the terminal
+}
+
+// markdown prints the results of all areas that were measured, in the order of areas.
+func markdown(w io.Writer, dir string) error {
+	fmt.Fprintf(w, "| area | %s |\n|%s\n", strings.Join(heads, " | "), strings.Repeat(" --- |", len(heads)+1))
+	for _, a := range areas {
+		raw, err := os.ReadFile(filepath.Join(dir, a.name+".json"))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		var rows []row
+		if err == nil {
+			err = json.Unmarshal(raw, &rows)
+		}
+		if err != nil {
+			return fmt.Errorf("reading the results of %s: %w", a.name, err)
+		}
+		for _, r := range rows {
+			fmt.Fprintf(w, "| %s | %s |\n", a.name, strings.Join(r.cells(), " | "))
+		}
+	}
+	return nil
 }

@@ -33,6 +33,7 @@ func start(ctx context.Context, log, binary string, args ...string) (*process, e
 	p := &process{cmd: exec.CommandContext(ctx, binary, args...), log: log}
 	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
 	p.cmd.WaitDelay = 30 * time.Second
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // no server outlives this command, however that ends
 	f, err := os.Create(log)
 	if err != nil {
 		return nil, fmt.Errorf("making a log: %w", err)
