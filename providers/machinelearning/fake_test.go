@@ -40,6 +40,7 @@ const (
 var (
 	engineer  = resource.Caller{Kind: resource.KindUser, Object: "engineer", Name: "Emil"}
 	scientist = resource.Caller{Kind: resource.KindUser, Object: "scientist", Name: "Ada"}
+	visitor   = resource.Caller{Kind: resource.KindUser, Object: "visitor", Name: "Mallory"}
 	platform  = resource.Caller{Kind: resource.KindPlatform, Object: "platform"}
 )
 
@@ -238,10 +239,13 @@ func (f *fakeRuns) of(run string) string {
 }
 func (f *fakeRuns) Drop(context.Context, resource.ID) error { return nil }
 
-// mayNotJoin denies the scientist the subnet.
+// mayNotJoin denies the scientist the subnet, and the visitor everything that is not machine learning's.
 type mayNotJoin struct{}
 
 func (mayNotJoin) Authorize(c resource.Caller, action string, _ bool, _ resource.ID) (bool, string) {
+	if c.Object == "visitor" {
+		return strings.HasPrefix(action, namespace), ""
+	}
 	return c.Object != "scientist" || action != joinSubnetAction, ""
 }
 

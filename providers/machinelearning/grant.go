@@ -46,6 +46,44 @@ func endpointGrants(ws workspace) []grant {
 	return out
 }
 
+// given are the rights that a workspace and its endpoints get at what the workspace stands on.
+var given = map[string]struct {
+	data    bool
+	actions []string
+}{
+	storageType: {true, []string{storageType + "/blobServices/containers/blobs/read", storageType + "/blobServices/containers/blobs/write",
+		storageType + "/blobServices/containers/blobs/delete"}},
+	vaultType:    {true, []string{vaultType + "/secrets/getSecret/action", vaultType + "/secrets/setSecret/action", vaultType + "/secrets/delete"}},
+	registryType: {false, []string{registryType + "/pull/read", registryType + "/push/write"}},
+}
+
+// mayGrant says whether a caller may have the platform give those rights: who may assign roles there, or holds them. To
+// write a workspace, or the resource itself, is not enough (THREATS R15).
+func (p *Provider) mayGrant(c resource.Caller, scope resource.ID) bool {
+	if c.Kind == resource.KindPlatform {
+		return true
+	}
+	if ok, _ := p.cfg.Authorize.Authorize(c, "Microsoft.Authorization/roleAssignments/write", false, scope); ok {
+		return true
+	}
+	for typ, g := range given {
+		if !scope.Is(typ) {
+			continue
+		}
+		for _, action := range g.actions {
+			if ok, _ := p.cfg.Authorize.Authorize(c, action, g.data, scope); !ok {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+func systemAssigned(d *resource.Document) bool {
+	return strings.Contains(strings.ToLower(d.String("identity.type")), "systemassigned")
+}
+
 // assignment is the role assignment of a grant; its name follows from its content, so that granting twice is granting once.
 func (g grant) assignment(principal string) (resource.ID, error) {
 	name := uuid.NewSHA1(uuid.NameSpaceURL, []byte(g.scope.Key()+"\x00"+g.role+"\x00"+principal)).String()

@@ -370,3 +370,19 @@ func TestDurationsAndImages(t *testing.T) {
 		}
 	}
 }
+
+// Who may write workspaces must not get at an account, a vault or a registry by naming it: the workspace's identity gets
+// roles there, and its endpoints run anybody's code with them.
+func TestWorkspaceGrantsNothingThatItsMakerCannot(t *testing.T) {
+	w := newWorld(t)
+	w.refused("LinkedAuthorizationFailed", testStorage, visitor, testWorkspace, workspaceBody)
+	grants, err := w.engine.List(t.Context(), "Microsoft.Authorization/roleAssignments", resource.MustParseID(testGroup))
+	if err != nil || len(grants) != 0 {
+		t.Errorf("a refused workspace was given %v %v", grants, err)
+	}
+	w.put(engineer, testWorkspace, workspaceBody)
+	w.put(visitor, testWorkspace, strings.Replace(workspaceBody, `"location"`, `"tags":{"a":"b"},"location"`, 1)) // nothing new is given
+	other := testGroup + "/providers/Microsoft.ContainerRegistry/registries/other"
+	w.put(engineer, other, `{"location":"local","properties":{}}`)
+	w.refused("LinkedAuthorizationFailed", other, visitor, testWorkspace, strings.Replace(workspaceBody, testRegistry, other, 1))
+}

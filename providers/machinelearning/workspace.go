@@ -52,7 +52,7 @@ func (p *Provider) validateWorkspace(ctx context.Context, w *resource.Write) err
 	if d.Get("identity") == nil || strings.EqualFold(d.String("identity.type"), "None") {
 		d.Set("identity.type", "SystemAssigned")
 	}
-	if err := p.checkDependencies(ctx, d); err != nil {
+	if err := p.checkDependencies(ctx, w); err != nil {
 		return err
 	}
 	if err := checkWorkspaceNetwork(ctx, p, w); err != nil {
@@ -99,7 +99,8 @@ func assignedTo(d *resource.Document, identity string) bool {
 }
 
 // checkDependencies demands the services a workspace stands on: they must exist and be of the right kind.
-func (p *Provider) checkDependencies(ctx context.Context, d *resource.Document) error {
+func (p *Provider) checkDependencies(ctx context.Context, w *resource.Write) error {
+	d := w.New
 	for _, dep := range []struct {
 		name, typ string
 		required  bool
@@ -115,6 +116,11 @@ func (p *Provider) checkDependencies(ctx context.Context, d *resource.Document) 
 		id, err := resource.ParseID(s)
 		if err != nil || !id.Is(dep.typ) {
 			return resource.Invalid(path, "'%s' is not the resource ID of a resource of type %s.", s, dep.typ)
+		}
+		known := w.Old != nil && strings.EqualFold(w.Old.String(path), s) && (w.Old.String("identity.principalId") != "" || !systemAssigned(d))
+		if !known && !p.mayGrant(w.Caller, id) {
+			return &resource.Error{Status: http.StatusForbidden, Code: "LinkedAuthorizationFailed", Target: path,
+				Message: fmt.Sprintf("The client '%s' may not give a workspace access to the linked scope '%s': that takes the right to assign roles there, or the access itself. Ask its owner to create the workspace, or to give you one of them.", w.Caller.DisplayName(), s)}
 		}
 		if _, err := p.cfg.Resources.Get(ctx, id); err != nil {
 			if resource.StatusOf(err) == http.StatusNotFound {

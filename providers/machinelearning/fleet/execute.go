@@ -87,7 +87,7 @@ func (s *Scheduler) execute(ctx context.Context, j *job) {
 // conclude decides what a job is after its node has gone: ended as its agent said, refused, to be run again, or (when the
 // server stops or the key is revoked) left as it stands for the next start.
 func (s *Scheduler) conclude(ctx context.Context, j *job, why string, err error) {
-	now := s.cfg.Clock().UTC()
+	now, cause := s.cfg.Clock().UTC(), err
 	if !j.snapshot().Status.Final() && ctx.Err() == nil {
 		err = s.change(ctx, j, func(r *Record) error {
 			switch {
@@ -104,7 +104,7 @@ func (s *Scheduler) conclude(ctx context.Context, j *job, why string, err error)
 	switch {
 	case r.Status.Final():
 		if r.Status == Failed {
-			s.cfg.Log.Info("job failed", "job", r.ID, "code", r.Code, "cause", err)
+			s.cfg.Log.Info("job failed", "job", r.ID, "code", r.Code, "cause", cause)
 		}
 		s.finish(ctx, j)
 	case ctx.Err() != nil:
