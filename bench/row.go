@@ -25,22 +25,30 @@ type row struct {
 	Ratio     *float64 `json:"ratio"`
 	Target    string   `json:"target,omitempty"`
 	Met       *bool    `json:"met"` // nil where there is no target
+
+	exact, exactRatio float64 // not rounded: what targets are compared with
 }
 
 // lower tells units of which less is better.
 var lower = []string{"ns", "µs", "ms", "s", "MB resident"}
 
 func newRow(name string, ours float64, unit string) row {
-	return row{Name: name, Ours: round(ours), Unit: unit}
+	return row{Name: name, Ours: round(ours), Unit: unit, exact: ours}
 }
 
 func (r row) beside(peer string, value float64) row {
-	ratio := r.Ours / value
+	ratio := r.exact / value
 	if slices.Contains(lower, r.Unit) {
-		ratio = value / r.Ours
+		ratio = value / r.exact
 	}
-	value, ratio = round(value), math.Round(ratio*1000)/1000
-	r.Peer, r.PeerValue, r.Ratio = peer, &value, &ratio
+	value = round(value)
+	r.Peer, r.PeerValue = peer, &value
+	return r.withRatio(ratio)
+}
+
+func (r row) withRatio(exact float64) row {
+	ratio := math.Round(exact*1000) / 1000
+	r.exactRatio, r.Ratio = exact, &ratio
 	return r
 }
 
@@ -51,18 +59,17 @@ func (s samples) rounds(name, ours, unit, peer, peers string) row {
 	r := newRow(name, median(a), unit).beside(peer, median(b))
 	ratios := make([]float64, min(len(a), len(b)))
 	for i := range ratios {
-		ratios[i] = *newRow(name, a[i], unit).beside(peer, b[i]).Ratio
+		ratios[i] = newRow(name, a[i], unit).beside(peer, b[i]).exactRatio
 	}
-	*r.Ratio = median(ratios)
-	return r
+	return r.withRatio(median(ratios))
 }
 
 // within is a target for the value itself: at most, or at least where more is better.
 func (r row) within(limit float64) row {
-	met := r.Ours >= limit
+	met := r.exact >= limit
 	r.Target = fmt.Sprintf("≥ %g %s", limit, r.Unit)
 	if slices.Contains(lower, r.Unit) {
-		met = r.Ours <= limit
+		met = r.exact <= limit
 		r.Target = fmt.Sprintf("≤ %g %s", limit, r.Unit)
 	}
 	r.Met = &met
@@ -71,7 +78,7 @@ func (r row) within(limit float64) row {
 
 // keeping is a target for the ratio to the peer.
 func (r row) keeping(ratio float64) row {
-	met := r.Ratio != nil && *r.Ratio >= ratio
+	met := r.Ratio != nil && r.exactRatio >= ratio
 	r.Target, r.Met = fmt.Sprintf("ratio ≥ %g", ratio), &met
 	return r
 }

@@ -1,9 +1,9 @@
 // Command runtests runs all tests of the repository in named stages and ends with one line: N passed, N failed.
 //
 // It is for people and for the continuous integration, who both want to see what passed, what failed and what was skipped
-// and why, without reading thousands of lines. It runs `go test -json` for each stage in turn: engines two
-// packages at a time, kernel tests and tests of the whole binary one at a time, then each nested module below test/. It decides nothing: every failure is a failure of
-// the whole.
+// and why, without reading thousands of lines. It runs `go test -json` for each stage in turn: engines two packages at a
+// time, kernel tests and tests of the whole binary one at a time, then the modules of tools and of outside clients. It
+// decides nothing: every failure is a failure of the whole.
 package main
 
 import (
@@ -39,7 +39,8 @@ func isWhole(pkg string) bool {
 	return strings.HasPrefix(pkg, "casemate.dev/cmd/") || strings.HasPrefix(pkg, "casemate.dev/test/")
 }
 
-// stages are in the order in which a fault is best understood: structure, engines, kernel, the whole binary, outsiders.
+// stages are in the order in which a fault is best understood: structure, engines, kernel, the whole binary,
+// tools, outsiders.
 func stages(top string) ([]stage, error) {
 	list := []stage{
 		{name: "structure", dir: ".", packages: func([]string) []string { return []string{"."} }},
@@ -52,6 +53,9 @@ func stages(top string) ([]stage, error) {
 		{name: "platform", dir: ".", args: []string{"-p", "1"}, packages: func(all []string) []string {
 			return slices.DeleteFunc(all, func(p string) bool { return !isWhole(p) })
 		}},
+	}
+	for _, dir := range []string{"bench", "scripts"} {
+		list = append(list, stage{name: dir, dir: dir, packages: func([]string) []string { return []string{"./..."} }})
 	}
 	nested, err := filepath.Glob(filepath.Join(top, "test", "*", "go.mod"))
 	if err != nil {
