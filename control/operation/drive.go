@@ -338,8 +338,9 @@ func (e *Engine) below(id resource.ID) []docRef {
 	return out
 }
 
-// removeOne removes one resource without anything below it. A document that cannot be opened any more because its owner's
-// key is gone has nothing left to undo but its record.
+// removeOne removes one resource without anything below it. Of a document that cannot be opened any more because its owner's
+// key is gone, what it said is unknown: a principal of its own goes with it, for a resource of its name would inherit the
+// roles.
 func (e *Engine) removeOne(ctx context.Context, t *typeInfo, id resource.ID) error {
 	r, err := e.load(ctx, t, id)
 	if resource.StatusOf(err) == http.StatusNotFound {
@@ -352,6 +353,8 @@ func (e *Engine) removeOne(ctx context.Context, t *typeInfo, id resource.ID) err
 		}
 	} else if t.Owner == "" {
 		return err
+	} else {
+		d.Remember("systemAssigned", true)
 	}
 	if t.Remove != nil {
 		if err := t.Remove(ctx, d); err != nil {

@@ -362,3 +362,26 @@ func TestListPages(t *testing.T) {
 		t.Fatalf("got %q", got)
 	}
 }
+
+// What comes to be while its parent is being deleted would outlive it.
+func TestNothingIsMadeBelowWhatIsBeingDeleted(t *testing.T) {
+	removing, finish := make(chan struct{}), make(chan struct{})
+	parent := plainType()
+	parent.Async = true
+	parent.Reconcile = func(context.Context, *resource.Document) error { return nil }
+	parent.Remove = func(context.Context, *resource.Document) error { close(removing); <-finish; return nil }
+	child := plainType()
+	child.Name, child.Level, child.Tracked = "Microsoft.Test/things/parts", 0, false
+	h := open(t, storetest.New(t), parent, child)
+	defer h.stop()
+	h.put(thing, `{"location":"local"}`)
+	h.put(thing+"/parts/p", `{}`)
+	if w := h.call("DELETE", thing, "", nil); w.Code != http.StatusAccepted {
+		t.Fatalf("DELETE: %d %s", w.Code, w.Body)
+	}
+	<-removing
+	if _, err := h.tryPut(thing+"/parts/p", `{}`); resource.StatusOf(err) != http.StatusConflict {
+		t.Errorf("a part of what is being deleted: %v", err)
+	}
+	close(finish)
+}

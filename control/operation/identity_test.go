@@ -2,6 +2,8 @@ package operation
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"testing"
 
 	"casemate.dev/resource"
@@ -74,6 +76,37 @@ func TestClientsNameNoPrincipal(t *testing.T) {
 	}
 	if d := h.put(thing, `{"location":"local","identity":{"type":"None","principalId":"victim"}}`); d.Get("identity.principalId") != nil {
 		t.Errorf("without an identity it acts as %v", d.Get("identity.principalId"))
+	}
+}
+
+type handle struct{ lost *bool }
+
+func (handle) SealBytes(_ string, plain []byte) ([]byte, error) { return plain, nil }
+func (h handle) OpenBytes(_ string, sealed []byte) ([]byte, error) {
+	if *h.lost {
+		return nil, errors.New("the key is revoked")
+	}
+	return sealed, nil
+}
+
+// A principal that outlived its resource would be inherited, roles and all, by the next one of the name.
+func TestUnreadableResourceLeavesNoPrincipal(t *testing.T) {
+	child := plainType()
+	child.Name, child.Level, child.Owner, child.Tracked = "Microsoft.Test/things/parts", 0, "Microsoft.Test/things", false
+	child.Reconcile = func(context.Context, *resource.Document) error { return nil }
+	h := open(t, storetest.New(t), plainType(), child)
+	defer h.stop()
+	lost, d := false, directory{removed: map[string]bool{}}
+	h.engine.cfg.Identities = d
+	h.engine.cfg.Handle = func(context.Context, string) (Handle, error) { return handle{&lost}, nil }
+	h.put(thing, `{"location":"local"}`)
+	h.put(thing+"/parts/p", `{"identity":{"type":"SystemAssigned"}}`)
+	lost = true
+	if err := h.engine.Delete(t.Context(), admin, resource.MustParseID(thing)); err != nil {
+		t.Fatal(err)
+	}
+	if !d.removed[strings.ToLower(thing)+"/parts/p"] {
+		t.Error("the principal is still there")
 	}
 }
 

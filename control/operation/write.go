@@ -73,7 +73,7 @@ func (e *Engine) apply(ctx context.Context, c change) (*result, error) {
 	if err != nil && resource.StatusOf(err) != http.StatusNotFound {
 		return nil, err
 	}
-	if err := e.admit(c, old); err != nil {
+	if err := e.admit(ctx, c, old); err != nil {
 		return nil, err
 	}
 	next, err := e.prepare(ctx, t, c, old)
@@ -98,7 +98,7 @@ func (e *Engine) makeParent(ctx context.Context, t *typeInfo, c change) error {
 	return err
 }
 
-func (e *Engine) admit(c change, old *record) error {
+func (e *Engine) admit(ctx context.Context, c change, old *record) error {
 	if err := c.cond.check(c.id, old); err != nil {
 		return err
 	}
@@ -115,9 +115,31 @@ func (e *Engine) admit(c change, old *record) error {
 			}
 			return resource.Errorf(http.StatusNotFound, "ParentResourceNotFound", "Can not perform requested operation on nested resource. Parent resource '%s' not found.", p)
 		}
-		return nil
+		return e.parentStays(ctx, c.id)
 	}
 	return busy(c.id, old)
+}
+
+// parentStays refuses a new resource below one that is being deleted: it would be left behind, sealed under a key that is
+// gone, and be found by the next resource of that name.
+func (e *Engine) parentStays(ctx context.Context, id resource.ID) error {
+	for p := e.declaredScope(id); !p.IsTenant(); p = p.Parent() {
+		t := e.types[lower(p.Type())]
+		if t == nil {
+			continue
+		}
+		r, err := e.load(ctx, t, p)
+		if resource.StatusOf(err) == http.StatusNotFound {
+			continue // a scope that has no document
+		}
+		if err != nil {
+			return err
+		}
+		if r.State == resource.StateDeleting {
+			return busy(p, r)
+		}
+	}
+	return nil
 }
 
 // declaredScope is what must exist above a new resource: its parent or, for an extension resource on a data scope (a key, a
