@@ -154,12 +154,28 @@ func (g *Gateway) run(w http.ResponseWriter, hr *http.Request, stagesOf func(*ex
 	x := &exchange{w: &response{ResponseWriter: w}, began: g.cfg.Clock()}
 	x.r = &resource.Request{Request: hr, Origin: originOf(hr.Context())}
 	defer g.finish(x)
+	x.until(unroutedTime)
 	for _, s := range stagesOf(x) {
 		if err := s.run(x); err != nil {
 			g.refuse(x, s.name, err)
 			return
 		}
 	}
+}
+
+// unroutedTime is for a request whose row is not known yet, and writeGrace for the answer that its time is up.
+const (
+	unroutedTime = 30 * time.Second
+	writeGrace   = 10 * time.Second
+)
+
+// until bounds what the peer can hold the connection for: a context ends no read of a body that never comes, and no write to a
+// peer that does not read. In process there is no connection.
+func (x *exchange) until(d time.Duration) {
+	c := http.NewResponseController(x.w.ResponseWriter)
+	now := time.Now() // the kernel's deadlines know no other clock
+	_ = c.SetReadDeadline(now.Add(d))
+	_ = c.SetWriteDeadline(now.Add(d + writeGrace))
 }
 
 // refuse answers with err, or breaks the connection when the answer has begun.

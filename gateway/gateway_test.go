@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 )
 
 type world struct {
+	mu       sync.Mutex      // guards what follows: requests in process are recorded by goroutines of their own
 	allowed  map[string]bool // "action scope"
 	entries  []audit.Entry
 	broken   bool
@@ -30,6 +32,8 @@ func (f *world) Authorize(c resource.Caller, action string, _ bool, scope resour
 }
 
 func (f *world) Append(_ context.Context, e audit.Entry, durable bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.broken {
 		return errors.New("disk on fire")
 	}
@@ -158,6 +162,7 @@ func TestStages(t *testing.T) {
 		{name: "body too large", origin: public, method: "PUT", url: g, token: "good", body: strings.Repeat("x", 65), status: 413, code: "RequestBodyTooLarge"},
 		{name: "unknown host", origin: public, method: "GET", url: "https://evil.example/subscriptions", token: "good", status: 421, code: "InvalidHostName"},
 		{name: "unknown vault", origin: public, method: "GET", url: "https://v2.vault.casemate.test/secrets/k?api-version=2024-01-01", token: "good", status: 421, code: "InvalidHostName"},
+		{name: "no vault", origin: public, method: "GET", url: "https://.vault.casemate.test/secrets/k?api-version=2024-01-01", token: "good", status: 421, code: "InvalidHostName"},
 		{name: "encoded slash", origin: public, method: "GET", url: m + "/subscriptions/s/resourceGroups/a%2Fb?api-version=2024-01-01", token: "good", status: 400, code: "InvalidUri"},
 		{name: "double encoding", origin: public, method: "GET", url: m + "/subscriptions/s/resourceGroups/a%252e?api-version=2024-01-01", token: "good", status: 400, code: "InvalidUri"},
 		{name: "dots", origin: public, method: "GET", url: m + "/subscriptions/s/resourceGroups/%2e%2e?api-version=2024-01-01", token: "good", status: 400, code: "InvalidUri"},
@@ -263,6 +268,8 @@ func TestInProcessTransport(t *testing.T) {
 		}
 		res.Body.Close()
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if e := f.entries[0]; e.Caller == "" || e.Origin != "internal" {
 		t.Errorf("trail: %+v", e)
 	}

@@ -51,7 +51,9 @@ func (g *Gateway) Serve(ctx context.Context, l Listener, grace time.Duration) er
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          log.New(discardHandshakes{g.cfg.Logger}, "", 0),
+		// "OPTIONS *" passes the stages like everything else.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     log.New(discardHandshakes{g.cfg.Logger}, "", 0),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return withOrigin(ctx, originOfConn(l, c))
 		},

@@ -95,6 +95,7 @@ func (g *Gateway) bound(x *exchange) {
 		var ctx context.Context
 		ctx, x.cancel = context.WithTimeout(r.Context(), r.Route.Timeout)
 		r.Request = r.Request.WithContext(ctx)
+		x.until(r.Route.Timeout)
 	}
 	if r.ContentLength > limit {
 		if x.missing == nil {
@@ -139,7 +140,7 @@ func (g *Gateway) findPlane(r *resource.Request) (*Plane, resource.Plane, string
 	}
 	p := g.cfg.Planes[name]
 	r.Host = label
-	if p.Resolve != nil && label != "" {
+	if p.Resolve != nil { // a host without its first label names nothing either
 		if r.Resource, ok = p.Resolve(label); !ok {
 			return nil, "", "", unknown
 		}

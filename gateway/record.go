@@ -28,7 +28,6 @@ func (g *Gateway) record(x *exchange) error {
 	if r.Route.Audit == resource.AuditProbe {
 		return nil
 	}
-	x.entry.Category = r.Route.Audit.String()
 	return g.append(r.Context(), x, r.Route.Audit.Durable())
 }
 
@@ -91,7 +90,7 @@ func (g *Gateway) describe(x *exchange) audit.Entry {
 	r, e := x.r, x.entry
 	e.Correlation, e.Action, e.Scope, e.Resource = r.CorrelationID, r.Action, r.Scope, r.Resource
 	if r.Route != nil {
-		e.Plane, e.Operation = string(r.Route.Plane), r.Route.Name
+		e.Plane, e.Operation, e.Category = string(r.Route.Plane), r.Route.Name, r.Route.Audit.String()
 	}
 	c := r.Caller
 	e.Caller, e.CallerName, e.CallerKind, e.App, e.Tenant, e.TokenID = c.Object, c.DisplayName(), string(c.Kind), c.App, c.Tenant, c.TokenID
