@@ -28,6 +28,7 @@ const (
 	keyAudit       = "casemate/audit"
 	keyCertificate = "casemate/certificate"
 	keyImages      = "casemate/images"
+	keyBackups     = "casemate/vault-backups"
 )
 
 // openKeys opens root of trust, metadata store, depot and resource keys.

@@ -107,6 +107,7 @@ func (a *App) openVault(p *parts, later *joints) (err error) {
 	a.vault, err = vault.New(vault.Config{Store: a.store,
 		Handle:     func(ctx context.Context, id string) (vault.Sealer, error) { return a.keys.Handle(ctx, id) },
 		Principals: a.identity, Inner: &later.inner, Domain: a.cfg.Domain, Authority: a.addr.authority, Login: a.addr.url("login"), Tenant: a.identity.HomeTenant(),
+		Backups: func(ctx context.Context) (vault.Sealer, error) { return a.platformHandle(ctx, keyBackups) },
 		Revoked: a.keys.Revoked, Rotated: a.rotated, Logger: a.log})
 	if err != nil {
 		return err

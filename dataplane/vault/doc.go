@@ -9,8 +9,9 @@
 //
 // Whatever changes whether a key may be used is durable first and announced to the envelope (Config.Revoked) second, both
 // before the call returns; keys that expire are announced by [Service.Run]. Names, bodies and key URLs of clients are not
-// trusted. Key material leaves this package only as ciphertext; no row shows it, backup and release included.
+// trusted. Key material leaves this package only as ciphertext; no row shows it. Backups are
+// sealed by a key of the platform and bound to the tenant.
 //
-// It has no hardware module, so key types ending in -HSM are refused rather than pretended. Certificates, backup, key
-// release and rotation policies answer NotSupported.
+// It has no hardware module, so key types ending in -HSM are refused rather than pretended. Certificates and key
+// release answer NotSupported.
 package vault

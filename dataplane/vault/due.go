@@ -15,14 +15,17 @@ import (
 //
 //	vault/due/{unix seconds, 20 digits}/{vault}/{kind}/{name}/{version}   the version expires
 //	vault/due/{unix seconds, 20 digits}/{vault}/{kind}/{name}/            the deleted object is purged
+//	vault/due/{unix seconds, 20 digits}/{vault}/{kind}/{name}//{task}     a task of schedule.go falls due
 //
 // It is written in the transaction that sets the time, so that a crash loses none. Its values say nothing.
 
 var dueValue = []byte{1}
 
 func dueKey(at int64, v Vault, k kind, name, id string) string {
-	return store.Key("vault", "due", fmt.Sprintf("%020d", max(at, 0)), v.ID.Key(), k.word, name, id)
+	return store.Key("vault", "due", dueTime(at), v.ID.Key(), k.word, name, id)
 }
+
+func dueTime(at int64) string { return fmt.Sprintf("%020d", max(at, 0)) }
 
 // due is one entry of the index.
 type due struct {
@@ -32,11 +35,12 @@ type due struct {
 	kind    kind
 	name    string
 	version string
+	task    string
 }
 
 func parseDue(key string) (due, error) {
 	parts, err := store.SplitKey(key)
-	if err != nil || len(parts) != 7 {
+	if err != nil || len(parts) != 7 && len(parts) != 8 {
 		return due{}, fmt.Errorf("reading the index of due times: malformed key")
 	}
 	at, err := strconv.ParseInt(parts[2], 10, 64)
@@ -47,7 +51,11 @@ func parseDue(key string) (due, error) {
 	if parts[4] == secrets.word {
 		k = secrets
 	}
-	return due{key: key, at: time.Unix(at, 0), vault: parts[3], kind: k, name: parts[5], version: parts[6]}, nil
+	d := due{key: key, at: time.Unix(at, 0), vault: parts[3], kind: k, name: parts[5], version: parts[6]}
+	if len(parts) == 8 {
+		d.task = parts[7]
+	}
+	return d, nil
 }
 
 // dueRetry is the pause after a failure; dueRest the longest sleep, within which entries of other replicas are seen.
@@ -130,10 +138,17 @@ func (s *Service) happen(ctx context.Context, d due) error {
 		if known && d.kind == keys {
 			s.cfg.Revoked(s.versionURL(v, d.kind, d.name, d.version))
 		}
+		if known {
+			exp := d.at.Unix()
+			s.event(EventExpired, v, d.kind, d.name, &version{ID: d.version, Expires: &exp})
+		}
 		return s.cfg.Store.Update(ctx, func(tx store.Txn) error {
 			tx.Delete(d.key)
 			return nil
 		})
+	}
+	if known && d.task != "" {
+		return s.perform(ctx, v, d)
 	}
 	if !known { // a deleted vault keeps its objects as they are until it is recovered or purged
 		return nil

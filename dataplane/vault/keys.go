@@ -147,27 +147,18 @@ func (s *Service) rotateKey(w http.ResponseWriter, r *resource.Request) error {
 	if err != nil {
 		return err
 	}
-	_, k, err := s.load(r.Context(), t.vault, t.name, "")
+	o, k, err := s.load(r.Context(), t.vault, t.name, "")
 	if err != nil {
 		return err
 	}
 	if !k.Enabled {
 		return forbidden("KeyDisabled", "Operation rotate is not allowed on a disabled key.")
 	}
-	size, curve := len(k.oct)*8, ""
-	if k.rsa != nil {
-		size = k.rsa.N.BitLen()
-	}
-	if k.ec != nil {
-		curve = k.ec.Params().Name
-	}
-	m, err := generate(k.Key.Kty, size, curve, k.Key.Ops)
+	v, err := s.successor(k, o.Policy)
 	if err != nil {
 		return err
 	}
-	now := s.now().Unix()
-	v := &version{ID: newVersionID(), Enabled: true, Created: now, Updated: now, Tags: k.Tags, Key: m}
-	o, err := s.add(r.Context(), t.vault, keys, t.name, v)
+	o, err = s.add(r.Context(), t.vault, keys, t.name, v)
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ func TestCreateKey(t *testing.T) {
 			t.Errorf("the answer shows %q", private)
 		}
 	}
-	want := obj{"enabled": true, "exp": 1.9e9, "created": 1.8e9, "updated": 1.8e9, "recoveryLevel": "Recoverable+Purgeable", "recoverableDays": 90.0}
+	want := obj{"enabled": true, "exp": 1.9e9, "created": 1.8e9, "updated": 1.8e9, "recoveryLevel": "Recoverable+Purgeable", "recoverableDays": 90.0, "exportable": false, "hsmPlatform": "0"}
 	if diff := cmp.Diff(want, a.body["attributes"]); diff != "" {
 		t.Errorf("attributes (-want +got):\n%s", diff)
 	}
@@ -357,8 +357,8 @@ func TestSecrets(t *testing.T) {
 func TestUnsupportedAndUnknown(t *testing.T) {
 	r := newRig(t)
 	for _, tt := range [][2]string{
-		{"POST", "/certificates/c/create"}, {"GET", "/certificates"}, {"GET", "/certificates/c/policy"}, {"POST", "/keys/k/backup"},
-		{"POST", "/secrets/restore"}, {"GET", "/keys/k/rotationpolicy"},
+		{"POST", "/certificates/c/create"}, {"GET", "/certificates"}, {"GET", "/certificates/c/policy"}, {"POST", "/keys/k/release"},
+		{"POST", "/keys/k/backup"}, {"GET", "/keys/k/0/attestation"},
 	} {
 		if a := r.do(tt[0], tt[1], nil); a.status != 501 || a.err.Code != "NotSupported" {
 			t.Errorf("%v: %d %v", tt, a.status, a.err)

@@ -24,6 +24,7 @@ func (s *Service) add(ctx context.Context, vault Vault, k kind, name string, v *
 		if err := b.putVersion(k, o.Name, nil, v); err != nil {
 			return err
 		}
+		b.schedule(k, &o, v)
 		return b.putObject(k, o)
 	})
 	if err != nil {
@@ -50,7 +51,11 @@ func (s *Service) amend(ctx context.Context, vault Vault, k kind, name, id strin
 			return err
 		}
 		v.Updated = s.now().Unix()
-		return b.putVersion(k, o.Name, &old, &v)
+		if err := b.putVersion(k, o.Name, &old, &v); err != nil || v.ID != o.Current {
+			return err
+		}
+		b.schedule(k, &o, &v)
+		return b.putObject(k, o)
 	})
 	if err != nil {
 		if !refusal(err) && v.ID != "" && k == keys { // whether it was written is unknown: ask again
@@ -87,6 +92,7 @@ func (s *Service) remove(ctx context.Context, vault Vault, k kind, name string) 
 		now := s.now()
 		o.Deleted = &deletion{At: now.Unix(), Purge: now.Add(time.Duration(vault.RetentionDays) * 24 * time.Hour).Unix()}
 		b.tx.Put(dueKey(o.Deleted.Purge, vault, k, o.Name, ""), dueValue)
+		b.schedule(k, &o, &v)
 		return b.putObject(k, o)
 	})
 	if k == keys && o.Name != "" && (err == nil || !refusal(err)) {
@@ -109,8 +115,12 @@ func (s *Service) recover(ctx context.Context, vault Vault, k kind, name string)
 		}
 		b.tx.Delete(dueKey(o.Deleted.Purge, vault, k, o.Name, ""))
 		o.Deleted = nil
+		b.schedule(k, &o, &v)
 		return b.putObject(k, o)
 	})
+	if err == nil {
+		s.stir()
+	}
 	return o, v, err
 }
 

@@ -41,6 +41,10 @@ type object struct {
 	Name    string    `json:"name"` // as its creator spelled it
 	Current string    `json:"current"`
 	Deleted *deletion `json:"deleted,omitempty"`
+
+	Policy *rotationPolicy  `json:"policy,omitempty"` // of keys
+	Tasks  map[string]int64 `json:"tasks,omitempty"`  // what is planned for the current version, and when; see schedule
+	Told   string           `json:"told,omitempty"`   // the version whose near expiry was announced
 }
 
 // deletion says when an object was deleted and when it is purged; Unix seconds.

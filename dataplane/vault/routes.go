@@ -42,7 +42,7 @@ func (s *Service) Routes() []resource.Route {
 	out := make([]resource.Route, 0, len(rows))
 	for _, r := range rows {
 		audit := resource.AuditSecret
-		if r.scope == vaultScope {
+		if r.scope == vaultScope && r.method == http.MethodGet {
 			audit = resource.AuditRead // lists: names and dates, no key and no secret
 		}
 		out = append(out, resource.Route{
@@ -69,6 +69,11 @@ func (s *Service) keyRows() []row {
 		{"DeletedKeys_List", http.MethodGet, "/deletedkeys", "keys/read", vaultScope, -1, objects(s, keys, true, s.keyItem)},
 		{"DeletedKeys_Get", http.MethodGet, "/deletedkeys/{name}", "keys/read", keyScope, -1, s.getDeletedKey},
 		{"DeletedKeys_Recover", http.MethodPost, "/deletedkeys/{name}/recover", "keys/recover/action", keyScope, noBody, s.recoverKey},
+		{"Keys_Backup", http.MethodPost, "/keys/{name}/backup", "keys/backup/action", keyScope, noBody, s.backupObject(keys)},
+		{"Keys_Restore", http.MethodPost, "/keys/restore", "keys/restore/action", vaultScope, restoreBody, s.restoreObject(keys, s.showKey)},
+		{"KeyRotationPolicies_Get", http.MethodGet, "/keys/{name}/rotationpolicy", "keyrotationpolicies/read", keyScope, -1, s.getRotationPolicy},
+		{"KeyRotationPolicies_Update", http.MethodPut, "/keys/{name}/rotationpolicy", "keyrotationpolicies/write", keyScope, keyBody, s.setRotationPolicy},
+		{"RandomBytes_Get", http.MethodPost, "/rng", "rng/action", vaultScope, noBody, s.randomBytes},
 		{"DeletedKeys_Purge", http.MethodDelete, "/deletedkeys/{name}", "keys/purge/action", keyScope, noBody, s.purgeObject(keys)},
 	}
 	for _, op := range []struct {
@@ -102,6 +107,8 @@ func (s *Service) secretRows() []row {
 		{"DeletedSecrets_List", http.MethodGet, "/deletedsecrets", "secrets/readMetadata/action", vaultScope, -1, objects(s, secrets, true, s.secretItem)},
 		{"DeletedSecrets_Get", http.MethodGet, "/deletedsecrets/{name}", "secrets/readMetadata/action", secretScope, -1, s.getDeletedSecret},
 		{"DeletedSecrets_Recover", http.MethodPost, "/deletedsecrets/{name}/recover", "secrets/recover/action", secretScope, noBody, s.recoverSecret},
+		{"Secrets_Backup", http.MethodPost, "/secrets/{name}/backup", "secrets/backup/action", secretScope, noBody, s.backupObject(secrets)},
+		{"Secrets_Restore", http.MethodPost, "/secrets/restore", "secrets/restore/action", vaultScope, restoreBody, s.restoreObject(secrets, s.showSecret)},
 		{"DeletedSecrets_Purge", http.MethodDelete, "/deletedsecrets/{name}", "secrets/purge/action", secretScope, noBody, s.purgeObject(secrets)},
 	}
 }
@@ -113,18 +120,12 @@ func unsupportedRows() []row {
 			return resource.NotSupported("%s not supported by this key vault.", what)
 		}
 	}
-	backup := not("Backups of single keys and secrets are")
 	certificates := not("Certificates are")
-	policy := not("Key rotation policies are")
 	const certificateScope = vaultScope + "/certificates/{name}"
 	rows := []row{
-		{"Keys_Backup", http.MethodPost, "/keys/{name}/backup", "keys/backup/action", keyScope, noBody, backup},
-		{"Keys_Restore", http.MethodPost, "/keys/restore", "keys/restore/action", vaultScope, keyBody, backup},
-		{"Secrets_Backup", http.MethodPost, "/secrets/{name}/backup", "secrets/backup/action", secretScope, noBody, backup},
-		{"Secrets_Restore", http.MethodPost, "/secrets/restore", "secrets/restore/action", vaultScope, keyBody, backup},
-		{"Keys_Release", http.MethodPost, "/keys/{name}/{version}/release", "keys/release/action", keyScope, keyBody, not("Key release is")},
-		{"KeyRotationPolicies_Get", http.MethodGet, "/keys/{name}/rotationpolicy", "keyrotationpolicies/read", keyScope, -1, policy},
-		{"KeyRotationPolicies_Update", http.MethodPut, "/keys/{name}/rotationpolicy", "keyrotationpolicies/write", keyScope, keyBody, policy},
+		{"Keys_Release", http.MethodPost, "/keys/{name}/{version}/release", "keys/release/action", keyScope, keyBody, not("Keys never leave the vault: key release is")},
+		{"Keys_ReleaseCurrent", http.MethodPost, "/keys/{name}/release", "keys/release/action", keyScope, keyBody, not("Keys never leave the vault: key release is")},
+		{"Keys_GetAttestation", http.MethodGet, "/keys/{name}/{version}/attestation", "keys/read", keyScope, -1, not("Attestation needs a hardware security module: it is")},
 		{"Certificates_List", http.MethodGet, "/certificates", "certificates/read", vaultScope, -1, certificates},
 		{"Certificates_Get", http.MethodGet, "/certificates/{name}", "certificates/read", certificateScope, -1, certificates},
 		{"Certificates_GetPart", http.MethodGet, "/certificates/{name}/{part...}", "certificates/read", certificateScope, -1, certificates},

@@ -56,6 +56,13 @@ type Config struct {
 	// Default: nobody listens.
 	Rotated func(keyURL string)
 
+	// Backups returns the sealer of backups, one of the platform's own keys. Default: backups are refused.
+	Backups func(ctx context.Context) (Sealer, error)
+
+	// Event is told what happens to objects by itself, at least once. It must return at once. Default: nobody listens;
+	// events are logged.
+	Event func(Event)
+
 	// Clock defaults to time.Now.
 	Clock resource.Clock
 
@@ -112,6 +119,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	if cfg.Rotated == nil {
 		cfg.Rotated = func(string) {}
+	}
+	if cfg.Event == nil {
+		cfg.Event = func(Event) {}
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now

@@ -19,6 +19,8 @@ type attributes struct {
 	Updated         int64  `json:"updated,omitempty"`
 	RecoveryLevel   string `json:"recoveryLevel,omitempty"`
 	RecoverableDays int    `json:"recoverableDays,omitempty"`
+	Exportable      *bool  `json:"exportable,omitempty"`  // of keys: always false
+	HSMPlatform     string `json:"hsmPlatform,omitempty"` // of keys: "0", none
 }
 
 // apply puts what a client sent over a version.
@@ -52,10 +54,14 @@ const maxUnix = 253402300799
 // attributesOf shows a version's attributes.
 func (v *version) attributesOf(vault Vault) attributes {
 	enabled := v.Enabled
-	return attributes{
+	out := attributes{
 		Enabled: &enabled, NotBefore: v.NotBefore, Expires: v.Expires, Created: v.Created, Updated: v.Updated,
 		RecoveryLevel: vault.recoveryLevel(), RecoverableDays: vault.RetentionDays,
 	}
+	if v.Key != nil {
+		out.Exportable, out.HSMPlatform = new(bool), "0"
+	}
+	return out
 }
 
 // recoveryLevel is Azure's DeletionRecoveryLevel.
