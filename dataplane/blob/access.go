@@ -50,6 +50,9 @@ func (s *Service) mayStage(r store.Reader, a *account, c, name string, cond cond
 	if err != nil {
 		return err
 	}
+	if err := mustBe(blockBlob, old); err != nil {
+		return err
+	}
 	return s.mayWrite(conditions{lease: cond.lease}, old)
 }
 

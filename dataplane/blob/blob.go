@@ -256,6 +256,9 @@ func (s *Service) commit(ctx context.Context, a *account, container, name string
 		if err := s.mayWrite(u.cond, old); err != nil {
 			return err
 		}
+		if err := mustBe(blockBlob, old); err != nil {
+			return err
+		}
 		committed := map[string]part{}
 		if old != nil {
 			body, err := a.content(t, c.ID, old.Content)
@@ -319,6 +322,9 @@ func (s *Service) blocks(ctx context.Context, a *account, container, name string
 		out = blockList{}
 		var err error
 		if out.rec, err = a.blob(r, c.ID, name); err != nil {
+			return err
+		}
+		if err := mustBe(blockBlob, out.rec); err != nil {
 			return err
 		}
 		if out.rec != nil {

@@ -235,6 +235,13 @@ func (rd *reading) copyPart(ctx context.Context, w io.Writer, p part, off, n int
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if p.Data != nil {
+		_, err := w.Write(p.Data[off : off+n])
+		return err
+	}
+	if p.isHole() {
+		return writeZeros(ctx, w, n)
+	}
 	key := depotKey(rd.a.id, rd.c, p.Object)
 	obj, err := rd.s.depot.Open(ctx, key)
 	if err != nil {
@@ -246,13 +253,13 @@ func (rd *reading) copyPart(ctx context.Context, w io.Writer, p part, off, n int
 		return fmt.Errorf("opening sealed object: %w", err)
 	}
 	defer plain.Close()
-	if plain.Size() != p.Size {
-		return fmt.Errorf("object holds %d bytes, its record says %d: %w", plain.Size(), p.Size, envelope.ErrCorrupt)
+	if plain.Size() != p.full() {
+		return fmt.Errorf("object holds %d bytes, its record says %d: %w", plain.Size(), p.full(), envelope.ErrCorrupt)
 	}
-	if _, err := plain.Seek(off, io.SeekStart); err != nil {
+	if _, err := plain.Seek(p.Skip+off, io.SeekStart); err != nil {
 		return err
 	}
-	if off+n == p.Size {
+	if p.Skip+off+n == p.full() {
 		_, err = plain.WriteTo(w)
 		return err
 	}

@@ -1,5 +1,5 @@
-// Package blob is the Blob service of a storage account: containers and block
-// blobs over Azure's REST protocol, and the same operations in process for the
+// Package blob is the Blob service of a storage account: containers and block,
+// append and page blobs over Azure's REST protocol, and the same operations in process for the
 // planes that keep logs, artifacts and snapshots there.
 //
 // It is for whoever holds a storage role: the gateway has authenticated,
@@ -11,8 +11,8 @@
 //
 // Contents and metadata are sealed with the account's resource key, so that
 // revoking a customer's key ends every request, those under way included.
-// Append and page blobs, snapshots, versions, tags, copies between blobs, shared
-// keys and signatures are refused with a clear error.
+// Snapshots, versions, tags, copies between blobs, shared keys and signatures
+// are refused with a clear error.
 //
 // The protocol is that of "Blob service REST API" (Microsoft Learn); error
 // codes are those of "Blob service error codes" and "Common REST API error

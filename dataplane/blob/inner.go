@@ -202,6 +202,9 @@ func (s *Service) append(ctx context.Context, a *account, container, name string
 	if err != nil {
 		return err
 	}
+	if err := mustBe(blockBlob, rd.rec); err != nil {
+		return err
+	}
 	body, tail, err := rd.splitTail(ctx)
 	if err != nil {
 		return err

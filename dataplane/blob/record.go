@@ -85,6 +85,10 @@ type properties struct {
 	MD5                []byte `json:"md5,omitempty"`
 }
 
+func (p properties) empty() bool {
+	return p.ContentType == "" && p.ContentEncoding == "" && p.ContentLanguage == "" && p.ContentDisposition == "" && p.CacheControl == "" && p.MD5 == nil
+}
+
 type blobRecord struct {
 	stamp
 	properties
@@ -93,7 +97,11 @@ type blobRecord struct {
 	Tier     string            `json:"tier,omitempty"` // empty: the account's, inferred
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Lease    *lease            `json:"lease,omitempty"`
-	Content  string            `json:"content"` // id of the content record
+	Kind     string            `json:"kind,omitempty"`     // empty: a block blob
+	Blocks   int               `json:"blocks,omitempty"`   // of an append blob
+	Sealed   bool              `json:"sealed,omitempty"`   // an append blob to which nothing may be added
+	Sequence int64             `json:"sequence,omitempty"` // of a page blob
+	Content  string            `json:"content"`            // id of the content record
 	// Lineage is shared by contents that have parts in common: a reader of one of them holds back the removal of the
 	// parts of all (see pins).
 	Lineage string `json:"lineage"`
@@ -104,6 +112,10 @@ type part struct {
 	Block  string `json:"b,omitempty"` // block id, base64 as the client sent it; empty for Put Blob
 	Object string `json:"o"`
 	Size   int64  `json:"n"`
+	// Runs of append and page blobs (see run.go): a piece of an object of Full bytes from Skip, or Data, or (neither) a hole.
+	Skip int64  `json:"s,omitempty"`
+	Full int64  `json:"f,omitempty"`
+	Data []byte `json:"d,omitempty"`
 }
 
 // content is a blob's bytes: Inline, or Parts in order.
@@ -193,6 +205,7 @@ func (a *account) blob(r store.Reader, c, name string) (*blobRecord, error) {
 const (
 	contentInline = 0
 	contentParts  = 1
+	contentRuns   = 2 // parts some of which are no whole objects
 )
 
 func (a *account) saveContent(t store.Txn, c, id string, body content) error {
@@ -203,7 +216,7 @@ func (a *account) saveContent(t store.Txn, c, id string, body content) error {
 		if err != nil {
 			return fmt.Errorf("encoding parts: %w", err)
 		}
-		plain = append([]byte{contentParts}, list...)
+		plain = append([]byte{partsFormat(body.Parts)}, list...)
 	}
 	sealed, err := a.handle.SealBytes(key, plain)
 	if err != nil {
@@ -229,11 +242,23 @@ func (a *account) content(r store.Reader, c, id string) (content, error) {
 	if plain[0] == contentInline {
 		return content{Inline: plain[1:]}, nil
 	}
+	if plain[0] > contentRuns {
+		return content{}, fmt.Errorf("content record has the unknown format %d", plain[0])
+	}
 	var parts []part
 	if err := json.Unmarshal(plain[1:], &parts); err != nil {
 		return content{}, fmt.Errorf("decoding content record: %w", err)
 	}
 	return content{Parts: parts}, nil
+}
+
+func partsFormat(parts []part) byte {
+	for _, p := range parts {
+		if p.Object == "" || p.Full != 0 {
+			return contentRuns
+		}
+	}
+	return contentParts
 }
 
 // loadPlain and savePlain are for records that the sweeper reads without a key.
@@ -332,7 +357,7 @@ func (a *account) dropContent(t store.Txn, c string, old *blobRecord, keep map[s
 		return err
 	}
 	for _, p := range body.Parts {
-		if !keep[p.Object] {
+		if p.Object != "" && !keep[p.Object] {
 			keep[p.Object] = true // a block may stand in the list twice
 			a.discard(t, c, p.Object, old.Lineage)
 		}

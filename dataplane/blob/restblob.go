@@ -18,8 +18,11 @@ func contentType(rec *blobRecord) string {
 	return rec.ContentType
 }
 
-// tierOf is the access tier; inferred means that the blob has none of its own.
+// tierOf is the access tier, which block blobs have; inferred means that the blob has none of its own.
 func tierOf(rec *blobRecord) (tier string, inferred bool) {
+	if rec.kind() != blockBlob {
+		return "", false
+	}
 	if rec.Tier == "" {
 		return "Hot", true
 	}
@@ -55,9 +58,9 @@ func putBlob(s *Service, c *call) error {
 	switch kind := c.Header.Get("x-ms-blob-type"); kind {
 	case "":
 		return errMissingHeader("x-ms-blob-type")
-	case "BlockBlob":
-	case "AppendBlob", "PageBlob":
-		return resource.NotSupported("Blobs of type %s are not supported; use BlockBlob.", kind)
+	case blockBlob:
+	case appendBlob, pageBlob:
+		return createBlob(s, c, kind)
 	default:
 		return errHeader("x-ms-blob-type", "'%.40s' is not a blob type.", kind)
 	}
@@ -196,7 +199,7 @@ func (c *call) describe(s *Service, rec *blobRecord) {
 	set("Cache-Control", rec.CacheControl)
 	h.Set("Accept-Ranges", "bytes")
 	h.Set("x-ms-creation-time", httpTime(rec.Created))
-	h.Set("x-ms-blob-type", "BlockBlob")
+	c.ofKind(rec)
 	c.lease(s, rec.Lease)
 	h.Set("x-ms-server-encrypted", "true")
 }
@@ -211,10 +214,11 @@ func headBlob(s *Service, c *call) error {
 	if rec.MD5 != nil {
 		h.Set("Content-MD5", base64.StdEncoding.EncodeToString(rec.MD5))
 	}
-	tier, inferred := tierOf(rec)
-	h.Set("x-ms-access-tier", tier)
-	if inferred {
-		h.Set("x-ms-access-tier-inferred", "true")
+	if tier, inferred := tierOf(rec); tier != "" {
+		h.Set("x-ms-access-tier", tier)
+		if inferred {
+			h.Set("x-ms-access-tier-inferred", "true")
+		}
 	}
 	h.Set("Content-Length", strconv.FormatInt(rec.Size, 10))
 	c.w.WriteHeader(http.StatusOK)
@@ -334,17 +338,22 @@ func getBlobMetadata(s *Service, c *call) error {
 }
 
 func setBlobProperties(s *Service, c *call) error {
-	if c.Header.Get("x-ms-blob-content-length") != "" || c.Header.Get("x-ms-sequence-number-action") != "" {
-		return resource.NotSupported("Page blobs are not supported.")
-	}
 	props, err := parseProperties(c.Header, false)
 	if err != nil {
 		return err
+	}
+	pages, err := parsePageProperties(c.Header)
+	if err != nil {
+		return err
+	}
+	if pages.asked() {
+		return setPageProperties(s, c, pages, props)
 	}
 	rec, err := s.amend(c.Context(), c.a, c.container, c.blob, c.cond, func(b *blobRecord) { b.properties = props })
 	if err != nil {
 		return err
 	}
+	c.ofKind(rec)
 	return c.changed(http.StatusOK, rec.stamp)
 }
 

@@ -75,6 +75,10 @@ var rows = []row{
 	{"Blob_SetHTTPHeaders", "PUT", blobURL, []string{"comp=properties"}, "", dataWrite, 0, setBlobProperties},
 	{"Blob_SetMetadata", "PUT", blobURL, []string{"comp=metadata"}, "", dataWrite, 0, setBlobMetadata},
 	{"Blob_Lease", "PUT", blobURL, []string{"comp=lease"}, "", dataWrite, 0, leaseBlob},
+	{"AppendBlob_AppendBlock", "PUT", blobURL, []string{"comp=appendblock", "!header:x-ms-copy-source"}, "", dataWrite, maxAppend, appendBlock},
+	{"AppendBlob_Seal", "PUT", blobURL, []string{"comp=seal"}, "", dataWrite, 0, sealBlob},
+	{"PageBlob_UploadPages", "PUT", blobURL, []string{"comp=page", "!header:x-ms-copy-source"}, "", dataWrite, maxPageWrite, putPage},
+	{"PageBlob_GetPageRanges", "GET", blobURL, []string{"comp=pagelist"}, "", dataRead, 0, getPageRanges},
 	{"Blob_Delete", "DELETE", blobURL, []string{"!comp"}, "", dataDelete, 0, deleteBlob},
 	{"Blob_GetAccountInfo", "GET", blobURL, []string{"restype=account", "comp=properties"}, actInfo, "", 0, getAccountInfo},
 	{"Blob_GetAccountInfoWithHead", "HEAD", blobURL, []string{"restype=account", "comp=properties"}, actInfo, "", 0, getAccountInfo},
@@ -114,11 +118,9 @@ var missing = []struct {
 	{"Blob_GetTags", "GET", blobURL, []string{"comp=tags"}, "", dataRead, "Blob index tags"},
 	{"Blob_SetTags", "PUT", blobURL, []string{"comp=tags"}, "", dataWrite, "Blob index tags"},
 	{"Blob_Query", "POST", blobURL, []string{"comp=query"}, "", dataRead, "Queries over blob contents"},
-	{"PageBlob_UploadPages", "PUT", blobURL, []string{"comp=page"}, "", dataWrite, "Page blobs"},
-	{"PageBlob_GetPageRanges", "GET", blobURL, []string{"comp=pagelist"}, "", dataRead, "Page blobs"},
-	{"PageBlob_CopyIncremental", "PUT", blobURL, []string{"comp=incrementalcopy"}, "", dataWrite, "Page blobs"},
-	{"AppendBlob_AppendBlock", "PUT", blobURL, []string{"comp=appendblock"}, "", dataWrite, "Append blobs"},
-	{"AppendBlob_Seal", "PUT", blobURL, []string{"comp=seal"}, "", dataWrite, "Append blobs"},
+	{"AppendBlob_AppendBlockFromURL", "PUT", blobURL, []string{"comp=appendblock", "header:x-ms-copy-source"}, "", dataWrite, "Copying from a URL (Append Block From URL)"},
+	{"PageBlob_UploadPagesFromURL", "PUT", blobURL, []string{"comp=page", "header:x-ms-copy-source"}, "", dataWrite, "Copying from a URL (Put Page From URL)"},
+	{"PageBlob_CopyIncremental", "PUT", blobURL, []string{"comp=incrementalcopy"}, "", dataWrite, "Incremental copies of page blobs"},
 }
 
 // Routes are the rows of the blob plane.

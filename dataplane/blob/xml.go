@@ -127,9 +127,9 @@ func (d *document) entry(s *Service, e entry, metadata bool) {
 	d.elem("Content-MD5", base64.StdEncoding.EncodeToString(e.rec.MD5))
 	d.elem("Cache-Control", e.rec.CacheControl)
 	d.elem("Content-Disposition", e.rec.ContentDisposition)
-	d.elem("BlobType", "BlockBlob")
+	d.ofKind(e.rec)
 	tier, inferred := tierOf(e.rec)
-	d.elem("AccessTier", tier)
+	d.optional("AccessTier", tier)
 	if inferred {
 		d.elem("AccessTierInferred", "true")
 	}
