@@ -54,6 +54,11 @@ const (
 // ErrUnavailable means that the trail cannot be written: nothing may be served.
 var ErrUnavailable = errors.New("the audit log cannot be written")
 
+var (
+	errEnded    = errors.New("it has been closed")
+	errTooLarge = errors.New("the record is larger than a frame may be")
+)
+
 // Log is the trail. It is safe for concurrent use. Run must run for anything to reach the disk.
 type Log struct {
 	cfg Config
@@ -254,6 +259,9 @@ func (l *Log) Append(ctx context.Context, e Entry, durable bool) error {
 	if err == nil {
 		plain, err = l.cfg.Sealer.SealBytes(object, plain)
 	}
+	if err == nil && len(plain) > maxFrame {
+		err = errTooLarge // a frame that cannot be read again would stop the next start
+	}
 	if err != nil {
 		l.mu.Unlock()
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -324,7 +332,9 @@ func (l *Log) Run(ctx context.Context) error {
 			if l.file != nil {
 				l.file.Close()
 			}
-			return l.failed
+			err := l.failed
+			l.failLocked(errEnded)
+			return err
 		case <-l.wake:
 		case <-tick.C:
 		}
@@ -360,12 +370,22 @@ func (l *Log) flush(ctx context.Context, final bool) {
 		}
 	}
 	l.mu.Lock()
-	l.failed, l.flying = err, time.Time{}
+	l.flying = time.Time{}
 	if err == nil {
 		l.synced = seq
+	} else {
+		l.failLocked(err)
 	}
 	l.mu.Unlock()
 	close(done)
+}
+
+// failLocked ends the log for good. Nobody may go on waiting for a batch that will never be written.
+func (l *Log) failLocked(err error) {
+	if l.failed == nil {
+		l.failed = err
+		close(l.waiting)
+	}
 }
 
 // write puts a batch on disk; head is the chain behind it, with which the next segment begins.

@@ -285,3 +285,82 @@ func BenchmarkAppendBuffered(b *testing.B) {
 		}
 	}
 }
+
+// slowFile lets a test hold a batch on its way to the disk, and then fail it.
+type slowFile struct {
+	File
+	writing chan struct{}
+	fail    chan error
+}
+
+func (f slowFile) Write(b []byte) (int, error) {
+	if len(b) == headerSize {
+		return f.File.Write(b)
+	}
+	f.writing <- struct{}{}
+	return 0, <-f.fail
+}
+
+// Who came while a batch was on its way that then failed is told so: its own batch will never be written.
+func TestNobodyWaitsForAFailedLog(t *testing.T) {
+	cfg := testConfig(t)
+	f := slowFile{writing: make(chan struct{}), fail: make(chan error)}
+	cfg.Create = func(path string) (File, error) {
+		file, err := os.Create(path)
+		f.File = file
+		return f, err
+	}
+	l, stop := start(t, cfg)
+	got := make(chan error, 2)
+	add := func() { got <- l.Append(context.Background(), Entry{Operation: "Op"}, true) }
+	go add()
+	<-f.writing
+	go add()
+	for { // until the second record is in the buffer
+		l.mu.Lock()
+		waits := len(l.buf) > 0
+		l.mu.Unlock()
+		if waits {
+			break
+		}
+	}
+	f.fail <- errors.New("disk on fire")
+	for range 2 {
+		select {
+		case err := <-got:
+			if !errors.Is(err, ErrUnavailable) {
+				t.Error("a record on a failed log was acknowledged:", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("somebody waits for a log that has failed")
+		}
+	}
+	stop()
+}
+
+func TestAClosedLogRefuses(t *testing.T) {
+	cfg := testConfig(t)
+	l, stop := start(t, cfg)
+	write(t, l, 1)
+	stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := l.Append(ctx, Entry{}, true); !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestARecordLargerThanAFrameIsRefused(t *testing.T) {
+	cfg := testConfig(t)
+	l, stop := start(t, cfg)
+	if err := l.Append(t.Context(), Entry{Note: map[string]string{"x": strings.Repeat("x", maxFrame)}}, true); !errors.Is(err, ErrUnavailable) {
+		t.Error(err)
+	}
+	write(t, l, 1)
+	stop()
+	l, stop = start(t, cfg)
+	defer stop()
+	if rep, err := l.Verify(t.Context()); err != nil || !rep.Intact || rep.Records != 1 {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+}
