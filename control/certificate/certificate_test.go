@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"testing"
 	"time"
 )
@@ -62,5 +63,26 @@ func TestIssueRenewAndReopen(t *testing.T) {
 	}
 	if string(b.PEM()) != string(a.PEM()) {
 		t.Fatal("reopening made another root")
+	}
+}
+
+// Handshakes need no credential: whoever asks for many regions must not keep others from being served.
+func TestManyRegions(t *testing.T) {
+	a, err := Open(t.Context(), Config{Sealer: plainSealer{}, Records: &memRecords{}, Domain: "casemate.test", Names: []string{"management"}, Clock: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"management.casemate.test", "e.westeurope.inference.casemate.test"} {
+		for i := range 2 * maxExtra {
+			if _, err := a.Certificate(&tls.ClientHelloInfo{ServerName: fmt.Sprintf("e.region%d.inference.casemate.test", i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := a.Certificate(&tls.ClientHelloInfo{ServerName: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(a.leaves) > maxExtra+1 {
+		t.Fatalf("%d certificates are kept", len(a.leaves))
 	}
 }
