@@ -255,6 +255,21 @@ func TestLogStreamsWhileRunning(t *testing.T) {
 	}
 }
 
+func TestSilentJobHasAnEmptyLog(t *testing.T) {
+	r := newRig(t, shell("true"))
+	if err := r.worker.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if last := r.controller.Last(); last.State != StateCompleted || last.Error != "" {
+		t.Errorf("final event %+v", last)
+	}
+	r.blobs.mu.Lock()
+	defer r.blobs.mu.Unlock()
+	if text, ok := r.blobs.data["/logs/user_logs/std_log.txt"]; !ok || text != "" {
+		t.Errorf("log %q, %v", text, ok)
+	}
+}
+
 func TestLargeOutputGoesInBlocks(t *testing.T) {
 	r := newRig(t, func(url string) Spec {
 		return Spec{Kind: KindJob, Command: "head -c 20000000 /dev/zero | tr '\\0' x > ${{outputs.o}}/big; : > ${{outputs.o}}/empty", Outputs: []Output{{Name: "o", URLPrefix: url + "/out/"}}}

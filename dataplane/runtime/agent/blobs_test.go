@@ -61,6 +61,9 @@ func (b *blobs) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		io.WriteString(w, data)
+	case q.Get("comp") == "block" && len(body) == 0: // Put Block: Content-Length must be greater than zero
+		w.Header().Set("x-ms-error-code", "InvalidHeaderValue")
+		w.WriteHeader(http.StatusBadRequest)
 	case q.Get("comp") == "block":
 		if b.blocks[r.URL.Path] == nil {
 			b.blocks[r.URL.Path] = map[string]string{}

@@ -91,7 +91,9 @@ func (l *logStream) stream() {
 		}
 		chunk, closed := l.take()
 		if len(chunk) > 0 || closed && len(ids) == 0 {
-			ids = append(ids, blockID(len(ids)))
+			if len(chunk) > 0 { // of what said nothing an empty blob is made; the service has no empty blocks
+				ids = append(ids, blockID(len(ids)))
+			}
 			err := l.commit(ids, chunk)
 			for failing = l.now(); err != nil; err = l.commit(ids, chunk) {
 				if l.ctx.Err() != nil || l.now().Sub(failing) > logGivesUp {
@@ -109,8 +111,10 @@ func (l *logStream) stream() {
 }
 
 func (l *logStream) commit(ids []string, chunk []byte) error {
-	if err := l.storage.putBlock(l.ctx, l.target, ids[len(ids)-1], chunk); err != nil {
-		return err
+	if len(chunk) > 0 {
+		if err := l.storage.putBlock(l.ctx, l.target, ids[len(ids)-1], chunk); err != nil {
+			return err
+		}
 	}
 	return l.storage.putBlockList(l.ctx, l.target, "text/plain; charset=utf-8", ids)
 }
