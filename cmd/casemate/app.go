@@ -119,17 +119,7 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 	// Work that fails ends the process: the next start repairs, while a platform without one of its organs would pretend.
 	ctx, fail := context.WithCancel(ctx)
 	defer fail()
-	var bg errgroup.Group
-	for _, run := range a.runs {
-		bg.Go(func() error {
-			if err := run(work); err != nil && work.Err() == nil {
-				a.log.Error("background work ended; stopping", "cause", err)
-				fail()
-				return err
-			}
-			return nil
-		})
-	}
+	end := a.startWork(work, fail)
 	serve, ctx := errgroup.WithContext(ctx)
 	serve.Go(func() error {
 		return a.gateway.Serve(ctx, gateway.Listener{Listener: a.public, TLS: gateway.TLSConfig(a.certificate.Certificate)}, drainTime)
@@ -138,10 +128,43 @@ func (a *App) Run(ctx context.Context, ready func()) error {
 		ready()
 	}
 	err := serve.Wait()
-	stopWork()
-	err = errors.Join(err, bg.Wait())
+	err = errors.Join(err, end())
 	a.work.Wait()
 	return errors.Join(err, a.close())
+}
+
+// startWork starts all background work. The function that it returns ends it, what was built last first: nodes that end still find
+// the network by which they store their logs.
+func (a *App) startWork(ctx context.Context, fail func()) (end func() error) {
+	type task struct {
+		stop context.CancelFunc
+		done chan error
+	}
+	var tasks []task
+	for _, run := range a.runs {
+		ctx, stop := context.WithCancel(ctx)
+		t := task{stop, make(chan error, 1)}
+		tasks = append(tasks, t)
+		go func() {
+			err := run(ctx)
+			switch {
+			case ctx.Err() != nil:
+				err = nil // it was asked to end
+			case err != nil:
+				a.log.Error("background work ended; stopping", "cause", err)
+				fail()
+			}
+			t.done <- err
+		}()
+	}
+	return func() error {
+		var errs []error
+		for i := len(tasks) - 1; i >= 0; i-- {
+			tasks[i].stop()
+			errs = append(errs, <-tasks[i].done)
+		}
+		return errors.Join(errs...)
+	}
 }
 
 func (a *App) close() error {
