@@ -133,11 +133,12 @@ func (b *bar) tick(state string) {
 	}
 }
 
-// done takes the bar away.
+// done takes the bar away; doing it again does nothing.
 func (b *bar) done() {
 	if b.b != nil {
 		b.b.SetTotal(-1, true)
 		b.b.Abort(true)
 		b.p.Wait()
+		b.b = nil
 	}
 }

@@ -44,6 +44,7 @@ func (d *demo) buildImage(ctx context.Context, r *record) error {
 	for {
 		select {
 		case err := <-done:
+			b.done()
 			if err != nil {
 				return fmt.Errorf("building the image: %w: %s", err, tail(strings.TrimSpace(out.String()), 1000))
 			}

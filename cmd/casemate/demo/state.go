@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"time"
 
@@ -152,17 +153,39 @@ func (d *demo) tellHowToUse() {
 	d.display.say("Remove it: rm -r %s", d.dir)
 }
 
+// endJob cancels a job that has not ended and waits until it has: an interrupted demonstration may be in the middle of one.
+func (d *demo) endJob(ctx context.Context, j job) error {
+	for j.id != "" {
+		doc, err := d.admin.Get(ctx, j.id, mlVersion)
+		if client.StatusOf(err) == http.StatusNotFound {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("ending job %s: %w", j.name, err)
+		}
+		switch client.Text(doc, "properties.status") {
+		case "Completed", "Failed", "Canceled":
+			return nil
+		}
+		_ = d.admin.Post(ctx, j.id+"/cancel", mlVersion, nil, nil) // it may have ended in this moment
+		if err := client.Sleep(ctx, 50*time.Millisecond); err != nil {
+			return fmt.Errorf("ending job %s: %w", j.name, err)
+		}
+	}
+	return nil
+}
+
 // removeResources deletes the resource groups, so that networks, namespaces and nodes are gone before the server is.
 func (d *demo) removeResources(ctx context.Context) error {
-	if d.holder.id != "" {
-		_ = d.admin.Post(ctx, d.holder.id+"/cancel", mlVersion, nil, nil) // it may have ended
-	}
 	var errs []error
+	for _, j := range []job{d.training, d.holder} {
+		errs = append(errs, d.endJob(ctx, j))
+	}
 	for _, group := range []string{d.names.group, d.names.neighbourGroup} {
 		if group == "" {
 			continue
 		}
-		if err := d.admin.Delete(ctx, group, groupVersion); err != nil && client.StatusOf(err) != 404 {
+		if err := d.admin.Delete(ctx, group, groupVersion); err != nil && client.StatusOf(err) != http.StatusNotFound {
 			errs = append(errs, fmt.Errorf("removing what was made: %w", err))
 		}
 	}
