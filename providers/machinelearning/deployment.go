@@ -85,8 +85,12 @@ func (p *Provider) validateDeployment(ctx context.Context, w *resource.Write) er
 	if err != nil {
 		return err
 	}
-	_, err = p.resolveDeployment(ctx, ws, endpoint, v)
-	return err
+	res, err := p.resolveDeployment(ctx, ws, endpoint, v)
+	if err != nil {
+		return err
+	}
+	d.Remember("contents", contents(res.code, nil, res.model))
+	return nil
 }
 
 func checkDeployment(v onlineDeployment) error {
@@ -194,6 +198,7 @@ func revisionOf(d, endpoint *resource.Document) string {
 	for _, path := range []string{"model", "codeConfiguration", "environmentId", "environmentVariables", "instanceType"} {
 		_ = enc.Encode(d.Get("properties." + path)) // decoded JSON encodes, and a hash takes all
 	}
+	_ = enc.Encode(d.Recall("contents"))
 	_ = enc.Encode(endpoint.Get("identity"))
 	_ = enc.Encode(endpoint.Get("properties.properties.subnetId"))
 	return hex.EncodeToString(h.Sum(nil)[:12])
@@ -302,6 +307,9 @@ func (q *planner) PlanServe(ctx context.Context, deployment, node string) (fleet
 		return fleet.Plan{}, err
 	}
 	res, err := p.resolveDeployment(ctx, ws, endpoint, v)
+	if err == nil {
+		err = checkContents(d, contents(res.code, nil, res.model))
+	}
 	if err != nil {
 		return fleet.Plan{}, err
 	}

@@ -316,6 +316,8 @@ func (p *Provider) regenerateKeys(ctx context.Context, d *resource.Document, r *
 	if err != nil {
 		return nil, err
 	}
+	p.mu.Lock() // two at once would each bring back the key that the other replaced
+	defer p.mu.Unlock()
 	k, err := p.endpointKeys(ctx, ws, d.ID)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"casemate.dev/dataplane/runtime/agent"
 	"casemate.dev/dataplane/tracking"
 	"casemate.dev/providers/machinelearning/fleet"
 	"casemate.dev/providers/machinelearning/location"
@@ -108,8 +109,12 @@ func (p *Provider) validateJob(ctx context.Context, w *resource.Write) error {
 		return err
 	}
 	// What is missing is said now, to the person, and not minutes later by a failed job.
-	_, err = p.resolveJob(ctx, ws, d.ID.Name(), j)
-	return err
+	res, err := p.resolveJob(ctx, ws, d.ID.Name(), j)
+	if err != nil {
+		return err
+	}
+	d.Remember("contents", contents(res.code, res.inputs, agent.Tree{}))
+	return nil
 }
 
 // keepSubmitted refuses every change of what a job does: it has been submitted.

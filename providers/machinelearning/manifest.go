@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	"casemate.dev/dataplane/blob"
@@ -197,4 +198,30 @@ func (p *Provider) pinnedTree(ctx context.Context, ws workspace, target string, 
 		return agent.Tree{}, err
 	}
 	return p.tree(m)
+}
+
+// contents is the digest of all that was pinned: what a job or deployment was accepted with. An asset that was deleted and
+// registered again under the same name and version has other contents (THREATS R1, R4).
+func contents(code *agent.Tree, inputs []agent.Input, model agent.Tree) string {
+	h := sha256.New()
+	enc := json.NewEncoder(h) // strings and numbers encode, and a hash takes all
+	if code != nil {
+		_ = enc.Encode(code.Files)
+	}
+	inputs = slices.SortedFunc(slices.Values(inputs), func(a, b agent.Input) int { return strings.Compare(a.Name, b.Name) })
+	for _, in := range inputs {
+		if in.Tree.Folder == nil && len(in.Tree.Files) > 0 && in.Tree.Files[0].SHA256 != "" {
+			_ = enc.Encode(in)
+		}
+	}
+	_ = enc.Encode(model.Files)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// checkContents refuses what has other contents than it was accepted with.
+func checkContents(d *resource.Document, now string) error {
+	if was := d.Recall("contents"); was != "" && was != now {
+		return resource.Errorf(http.StatusConflict, "ContentsChanged", "Code or a model that '%s' names holds other bytes than when it was submitted, so nothing was run. Submit it again if that is meant.", d.ID.Name())
+	}
+	return nil
 }

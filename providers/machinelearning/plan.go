@@ -288,6 +288,9 @@ func (q *planner) PlanJob(ctx context.Context, r fleet.Record, _ string) (fleet.
 		return fleet.Plan{}, err
 	}
 	res, err := p.resolveJob(ctx, ws, id.Name(), j)
+	if err == nil {
+		err = checkContents(d, contents(res.code, res.inputs, agent.Tree{}))
+	}
 	if err != nil {
 		return fleet.Plan{}, err
 	}

@@ -48,7 +48,7 @@ type Provider struct {
 	jobs     *fleet.Scheduler
 	serving  *fleet.Serving
 
-	mu       sync.Mutex      // guards reserved
+	mu       sync.Mutex      // guards reserved; held while an endpoint's keys are replaced
 	reserved map[string]bool // folded ids of model versions that are being registered by number
 }
 

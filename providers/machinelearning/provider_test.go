@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -260,6 +262,46 @@ func TestTamperedCode(t *testing.T) {
 	_ = n.Kill()
 }
 
+// TestReplacedCode is R1 by way of the registry itself: the version that a waiting job names is deleted and registered anew.
+func TestReplacedCode(t *testing.T) {
+	w := prepare(t)
+	w.put(engineer, testWorkspace+"/computes/cpu", strings.Replace(clusterBody, `"maxNodeCount":2`, `"maxNodeCount":1`, 1))
+	w.put(scientist, testWorkspace+"/jobs/first", jobBody)
+	n := w.node()
+	w.put(scientist, testWorkspace+"/jobs/second", jobBody) // waits
+	code := resource.MustParseID(testWorkspace + "/codes/code/versions/1")
+	was, err := w.engine.Get(t.Context(), code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.engine.Delete(t.Context(), scientist, code); err != nil {
+		t.Fatal(err)
+	}
+	for name := range w.blobs.blobs {
+		if strings.HasSuffix(name, "train.py") {
+			w.blobs.blobs[name] = "import os; os.system('evil')"
+		}
+	}
+	w.put(scientist, code.String(), `{"properties":{"codeUri":"`+was.String("properties.codeUri")+`"}}`)
+	n.say(t, agent.StatePreparing, agent.StateRunning, agent.StateFinalizing, agent.StateCompleted)
+	_ = n.Kill()
+	deadline := time.Now().Add(20 * time.Second)
+	for w.runs.of("second") != "FAILED" {
+		select {
+		case n := <-w.nodes.started:
+			t.Fatalf("other code than was submitted runs: %s", n.work(t).Code.Files[1].SHA256)
+		default:
+			runtime.Gosched()
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the job with replaced code did not fail")
+		}
+	}
+	if code := w.view(testWorkspace + "/jobs/second").String("properties.error.code"); code != "ContentsChanged" {
+		t.Errorf("it failed as %s", code)
+	}
+}
+
 func TestAssets(t *testing.T) {
 	w := prepare(t)
 	w.put(scientist, testWorkspace+"/data/cancer/versions/7", `{"properties":{"dataType":"uri_file","dataUri":"azureml://datastores/workspaceblobstore/paths/data/cancer.csv"}}`)
@@ -385,4 +427,48 @@ func TestWorkspaceGrantsNothingThatItsMakerCannot(t *testing.T) {
 	other := testGroup + "/providers/Microsoft.ContainerRegistry/registries/other"
 	w.put(engineer, other, `{"location":"local","properties":{}}`)
 	w.refused("LinkedAuthorizationFailed", other, visitor, testWorkspace, strings.Replace(workspaceBody, testRegistry, other, 1))
+}
+
+// A workspace with work under way stays whole.
+func TestWorkspaceWithAJobIsNotGutted(t *testing.T) {
+	w := prepare(t)
+	w.put(scientist, testWorkspace+"/jobs/j", jobBody)
+	n := w.node()
+	n.say(t, agent.StatePreparing)
+	if err := w.engine.Delete(t.Context(), engineer, resource.MustParseID(testWorkspace)); resource.StatusOf(err) != 409 {
+		t.Errorf("deleting a workspace with a running job: %v", err)
+	}
+	for _, id := range []string{testWorkspace + "/datastores/workspaceblobstore", testWorkspace + "/codes/code/versions/1", testWorkspace + "/computes/cpu"} {
+		if !w.engine.Exists(resource.MustParseID(id)) {
+			t.Errorf("%s is gone", id)
+		}
+	}
+}
+
+// Two keys replaced at once: neither old one comes back.
+func TestKeysAreReplacedTogether(t *testing.T) {
+	w := newWorld(t)
+	w.put(engineer, testWorkspace, workspaceBody)
+	endpoint := testWorkspace + "/onlineEndpoints/cancer"
+	w.put(scientist, endpoint, `{"location":"local","properties":{"authMode":"Key"}}`)
+	for range 20 {
+		before, err := w.p.Endpoint(t.Context(), resource.MustParseID(endpoint))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var both sync.WaitGroup
+		for _, typ := range []string{"Primary", "Secondary"} {
+			both.Go(func() {
+				r := &resource.Request{Request: httptest.NewRequest("POST", "/", strings.NewReader(`{"keyType":"`+typ+`"}`))}
+				if _, err := w.p.regenerateKeys(t.Context(), w.view(endpoint), r); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		both.Wait()
+		after, err := w.p.Endpoint(t.Context(), resource.MustParseID(endpoint))
+		if err != nil || after.Keys[0] == before.Keys[0] || after.Keys[1] == before.Keys[1] {
+			t.Fatalf("a replaced key still works, %v", err)
+		}
+	}
 }

@@ -18,7 +18,7 @@ func (p *Provider) workspaceType() resource.Type {
 		Created:     http.StatusOK, // clients refuse 201 here (CLIENTS.md, section 2)
 		NamePattern: regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]{2,32}$`),
 		NameRule:    "Use 3 to 33 letters, digits, underscores and hyphens, and begin with a letter or digit",
-		Validate:    p.validateWorkspace, Reconcile: p.reconcileWorkspace, Remove: p.removeWorkspace, View: p.viewWorkspace,
+		Validate:    p.validateWorkspace, Reconcile: p.reconcileWorkspace, MayRemove: p.mayRemoveWorkspace, Remove: p.removeWorkspace, View: p.viewWorkspace,
 		Actions: []resource.Action{
 			{Name: "listKeys", Permission: workspaceType + "/listKeys/action", Audit: resource.AuditSecret, Handler: listWorkspaceKeys},
 			{Name: "privateLinkResources", Method: http.MethodGet, Permission: workspaceType + "/privateLinkResources/read", Audit: resource.AuditRead, Handler: privateLinkResources},
@@ -216,9 +216,6 @@ func (p *Provider) reconcileWorkspace(ctx context.Context, d *resource.Document)
 // workspace, for they are in that person's storage account.
 func (p *Provider) defaultStores(ctx context.Context, ws workspace, creator resource.Caller) error {
 	for store, container := range map[string]string{defaultDatastore: "azureml-blobstore-" + ws.guid, artifactDatastore: artifactContainer} {
-		if err := p.cfg.Blobs.EnsureContainer(ctx, creator, ws.storage, container); err != nil {
-			return fmt.Errorf("making container %s of the workspace: %w", container, err)
-		}
 		child, err := ws.id.Child("datastores", store)
 		if err != nil {
 			return err
@@ -228,6 +225,10 @@ func (p *Provider) defaultStores(ctx context.Context, ws workspace, creator reso
 		} else if resource.StatusOf(err) != http.StatusNotFound {
 			return err
 		}
+		// Once: who made the workspace may have left, and it must still be possible to change it.
+		if err := p.cfg.Blobs.EnsureContainer(ctx, creator, ws.storage, container); err != nil {
+			return fmt.Errorf("making container %s of the workspace: %w", container, err)
+		}
 		_, err = p.cfg.Resources.Put(ctx, p.cfg.Platform, child, map[string]any{"properties": map[string]any{
 			"datastoreType": "AzureBlob", "accountName": ws.storage.Name(), "containerName": container,
 			"subscriptionId": ws.storage.Subscription(), "resourceGroup": ws.storage.ResourceGroup(),
@@ -236,6 +237,15 @@ func (p *Provider) defaultStores(ctx context.Context, ws workspace, creator reso
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// mayRemoveWorkspace refuses before anything is gone: a job found running on the way down would leave a workspace without its
+// assets.
+func (p *Provider) mayRemoveWorkspace(_ context.Context, d *resource.Document) error {
+	if jobs := p.jobs.ActiveIn(d.ID.String()); len(jobs) > 0 {
+		return resource.Errorf(http.StatusConflict, "WorkspaceInUse", "The workspace '%s' has %d jobs that have not ended, such as '%s'. Cancel them first.", d.ID.Name(), len(jobs), nameOf(jobs[0]))
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	goruntime "runtime"
 	"strings"
 	"testing"
 	"time"
@@ -212,6 +213,36 @@ func TestRevokedKeyStopsJobUntilRestored(t *testing.T) {
 	w.restoreKey()
 	complete(t, w.node())
 	w.await("a", Completed)
+}
+
+// With its workspace's key gone for good a job can neither run nor be canceled; it must not keep the workspace from going.
+func TestJobWithoutKeyIsForgotten(t *testing.T) {
+	w := newWorld(t)
+	w.submit("a")
+	w.node()
+	w.await("a", Preparing)
+	if err := w.sched.Forget(t.Context(), testWorkspace+"/jobs/a"); !errors.Is(err, ErrActive) {
+		t.Errorf("forgetting a running job: %v", err)
+	}
+	if got := w.sched.ActiveIn(testWorkspace); len(got) != 1 {
+		t.Errorf("active are %v", got)
+	}
+	w.revoke()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := w.sched.Forget(t.Context(), testWorkspace+"/jobs/a")
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrActive) || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		goruntime.Gosched() // the node is still being taken away
+	}
+	w.restoreKey()
+	if _, err := w.sched.Status(t.Context(), testWorkspace+"/jobs/a", testWorkspace); !errors.Is(err, ErrNoRecord) {
+		t.Errorf("the job is still known: %v", err)
+	}
 }
 
 func TestDeployments(t *testing.T) {

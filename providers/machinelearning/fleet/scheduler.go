@@ -177,15 +177,45 @@ func (s *Scheduler) Cancel(ctx context.Context, id, owner string) error {
 // ErrActive says that a job has not ended.
 var ErrActive = errors.New("job has not ended")
 
-// Forget removes the record of a job that has ended.
+// Forget removes the record of a job that has ended, or that has no node and waits for a key: with the key gone for good it
+// could neither run nor be canceled, and its workspace must be able to go.
 func (s *Scheduler) Forget(ctx context.Context, id string) error {
 	s.mu.Lock()
 	j := s.jobs[fold(id)]
+	rests := j == nil || j.place == dormant
 	s.mu.Unlock()
-	if j != nil && !j.snapshot().Status.Final() {
+	if !rests && !j.snapshot().Status.Final() {
 		return ErrActive
 	}
-	return s.ledger.forget(ctx, id)
+	if err := s.ledger.forget(ctx, id); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if j := s.jobs[fold(id)]; j != nil && j.place == dormant {
+		delete(s.jobs, fold(id))
+	}
+	s.mu.Unlock()
+	return nil
+}
+
+// ActiveIn names the jobs of a workspace that have not ended, among those that are under control.
+func (s *Scheduler) ActiveIn(owner string) []string {
+	s.mu.Lock()
+	var all []*job
+	for _, j := range s.jobs {
+		if j.place != dormant {
+			all = append(all, j)
+		}
+	}
+	s.mu.Unlock()
+	var out []string
+	for _, j := range all {
+		if r := j.snapshot(); fold(r.Owner) == fold(owner) && !r.Status.Final() {
+			out = append(out, r.ID)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Counts are a cluster's nodes and queue as of now.
@@ -273,6 +303,17 @@ func (s *Scheduler) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	listed := map[string]bool{}
+	for _, a := range entries {
+		listed[fold(a.ID)] = true
+	}
+	s.mu.Lock()
+	for id, j := range s.jobs {
+		if j.place == dormant && !listed[id] {
+			delete(s.jobs, id) // forgotten while it was looked at
+		}
+	}
+	s.mu.Unlock()
 	for _, a := range entries {
 		s.mu.Lock()
 		j := s.jobs[fold(a.ID)]
