@@ -133,14 +133,14 @@ func (s *Service) admit(r *resource.Request) (Endpoint, error) {
 	if err != nil {
 		return Endpoint{}, resource.Errorf(http.StatusNotFound, "EndpointNotFound", "There is no such endpoint.")
 	}
-	e, err := s.cfg.Endpoints.Endpoint(r.Context(), id)
-	if err != nil {
-		return Endpoint{}, err
-	}
 	scheme, credential, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	credential = strings.TrimSpace(credential)
 	if !strings.EqualFold(scheme, "Bearer") || credential == "" {
-		return Endpoint{}, unauthorized()
+		return Endpoint{}, unauthorized() // before anything is read for it
+	}
+	e, err := s.cfg.Endpoints.Endpoint(r.Context(), id)
+	if err != nil {
+		return Endpoint{}, err
 	}
 	if e.Mode == ModeKey {
 		if !matches(e.Keys, credential) {
@@ -152,6 +152,9 @@ func (s *Service) admit(r *resource.Request) (Endpoint, error) {
 	c, err := s.cfg.Verify(r.Context(), credential)
 	if err != nil {
 		return Endpoint{}, unauthorized().WithCause(err)
+	}
+	if c.Node != "" && c.Node != r.Origin.Node { // the gateway checks this for the rows that it authenticates (THREATS R9)
+		return Endpoint{}, unauthorized().WithCause(errors.New("the token was issued to a node and is valid on that node only"))
 	}
 	if allowed, _ := s.cfg.Authorize.Authorize(c, scoreAction, false, e.ID); !allowed || c.Anonymous() {
 		return Endpoint{}, resource.Forbidden(c, scoreAction, e.ID.String())

@@ -46,6 +46,8 @@ func plane(t *testing.T, instance http.HandlerFunc) (*Service, *fakeEndpoints) {
 			switch token {
 			case "good", "poor":
 				return resource.Caller{Kind: resource.KindUser, Object: token}, nil
+			case "of a node":
+				return resource.Caller{Kind: resource.KindManagedIdentity, Object: "good", Node: "node-7"}, nil
 			}
 			return resource.Caller{}, errors.New("bad token")
 		},
@@ -99,6 +101,20 @@ func TestScore(t *testing.T) {
 	}
 	if f.released != 2 {
 		t.Errorf("%d instances were released", f.released)
+	}
+}
+
+// A job's token that was carried off its node scores nowhere.
+func TestTokenOfANodeScoresOnItsNodeOnly(t *testing.T) {
+	s, f := plane(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	f.e.Mode = ModeToken
+	for node, want := range map[string]int{"": 401, "node-8": 401, "node-7": 200} {
+		req := httptest.NewRequest("POST", "/score", strings.NewReader("x"))
+		req.Header.Set("Authorization", "Bearer of a node")
+		err := s.score(httptest.NewRecorder(), &resource.Request{Request: req, Resource: endpointID.String(), Origin: resource.Origin{Node: node}})
+		if got := resource.StatusOf(err); got != want {
+			t.Errorf("from node %q: %d (%v), want %d", node, got, err, want)
+		}
 	}
 }
 
