@@ -41,6 +41,9 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		})
 	}
+	if err := e.settleOrphans(ctx, left); err != nil {
+		return err
+	}
 	for _, t := range left {
 		e.enqueue(t)
 	}
@@ -48,6 +51,33 @@ func (e *Engine) Run(ctx context.Context) error {
 	close(e.closing)
 	e.kids.Wait()
 	return err
+}
+
+// settleOrphans ends the operations whose work ended just before a crash: their clients still poll.
+func (e *Engine) settleOrphans(ctx context.Context, left []task) error {
+	waited := map[string]bool{}
+	for _, t := range left {
+		waited[t.Operation] = true
+	}
+	for _, s := range e.ops.running() {
+		if waited[s.ID] {
+			continue
+		}
+		id, err := resource.ParseID(s.Resource)
+		if err != nil {
+			return err
+		}
+		var fault *resource.Error // of a document that is gone there is none: it was deleted
+		if t, err := e.typeOf(id); err == nil {
+			if r, err := e.load(ctx, t, id); err == nil {
+				fault = r.Fault.asError()
+			}
+		}
+		if err := e.ops.finish(ctx, s.ID, fault); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *Engine) unfinished(ctx context.Context) ([]task, error) {
@@ -144,11 +174,24 @@ func (e *Engine) attemptReconcile(ctx context.Context, info *typeInfo, id resour
 	if r.State == resource.StateDeleting {
 		return nil
 	}
+	if t.Operation == "" { // asked for by Again: whoever waits for the work that is under way hears of its end
+		p, err := e.pending(ctx, id)
+		if err != nil {
+			return err
+		}
+		if p != nil {
+			t.Operation = p.Operation
+		}
+	}
 	next := *r
 	next.Previous = nil
 	err = e.reconcile(ctx, info, &next)
 	if err != nil && !final(err) {
 		return err
+	}
+	if err != nil && !info.Async && (r.State == resource.StateCreating || r.Previous != nil) {
+		e.cfg.Logger.Warn("undoing an interrupted change", "id", t.ID, "cause", err)
+		return e.undo(ctx, info, id, r.Previous, r)
 	}
 	next.State, next.Fault = resource.StateSucceeded, nil
 	var public *resource.Error

@@ -27,7 +27,6 @@ type status struct {
 	Start    time.Time `json:"start"`
 	End      time.Time `json:"end,omitzero"`
 	Fault    *fault    `json:"fault,omitempty"`
-	Delete   bool      `json:"delete,omitempty"`
 }
 
 type operations struct {
@@ -100,6 +99,19 @@ func (o *operations) get(id string) *status {
 	return o.all[id]
 }
 
+// running are the operations that have not ended.
+func (o *operations) running() []*status {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var out []*status
+	for _, s := range o.all {
+		if s.End.IsZero() {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 func (o *operations) start(ctx context.Context, id resource.ID, typ string, c resource.Caller) (string, error) {
 	s := &status{ID: uuid.NewString(), Resource: id.String(), Type: typ, Caller: c.Object, Status: "InProgress", Start: o.clock().UTC()}
 	return s.ID, o.save(ctx, s)
@@ -167,17 +179,36 @@ func (e *Engine) statusOf(r *resource.Request) (*status, error) {
 	return s, nil
 }
 
-// resolveStatus authorises reading an operation as reading the resource it works on.
-func (e *Engine) resolveStatus(r *resource.Request) (string, bool, string, error) {
+// followed is the operation that a request asks for, when its caller began it or may read the resource that it works on. Whoever
+// deletes a group follows the deletion to its end, although the role that allowed it goes with the group.
+func (e *Engine) followed(r *resource.Request) (*status, error) {
+	if r.Caller.Anonymous() {
+		return nil, resource.Errorf(http.StatusUnauthorized, "AuthenticationFailed", "Authentication failed. Sign in and send a bearer token.")
+	}
 	s, err := e.statusOf(r)
 	if err != nil {
-		return "", false, "", err
+		return nil, err
 	}
-	return s.Type + "/read", false, s.Resource, nil
+	r.Scope = s.Resource
+	if s.Caller == r.Caller.Object {
+		return s, nil
+	}
+	return s, e.mayRead(r, s)
+}
+
+func (e *Engine) mayRead(r *resource.Request, s *status) error {
+	id, err := resource.ParseID(s.Resource)
+	if err != nil {
+		return err
+	}
+	if ok, _ := e.cfg.Authorize.Authorize(r.Caller, s.Type+"/read", false, id); !ok {
+		return resource.Forbidden(r.Caller, s.Type+"/read", s.Resource)
+	}
+	return nil
 }
 
 func (e *Engine) getStatus(w http.ResponseWriter, r *resource.Request) error {
-	s, err := e.statusOf(r)
+	s, err := e.followed(r)
 	if err != nil {
 		return err
 	}
@@ -196,7 +227,7 @@ func (e *Engine) getStatus(w http.ResponseWriter, r *resource.Request) error {
 
 // getResult is the Location form: 202 while running, then what the operation gave.
 func (e *Engine) getResult(w http.ResponseWriter, r *resource.Request) error {
-	s, err := e.statusOf(r)
+	s, err := e.followed(r)
 	if err != nil {
 		return err
 	}
@@ -219,6 +250,9 @@ func (e *Engine) getResult(w http.ResponseWriter, r *resource.Request) error {
 		return nil
 	}
 	if err != nil {
+		return err
+	}
+	if err := e.mayRead(r, s); err != nil { // having begun it once gives no right to what stands there now
 		return err
 	}
 	t, err := e.typeOf(id)

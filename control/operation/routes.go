@@ -35,7 +35,7 @@ func (e *Engine) Routes() []resource.Route {
 		out = append(out, resource.Route{
 			Name: op.name, Plane: resource.PlaneManagement, Method: http.MethodGet,
 			Pattern:  "/subscriptions/{subscriptionId}/providers/{namespace}/locations/{location}/" + op.path + "/{operationId}",
-			Versions: resource.AnyVersion(), Action: "*/read", Scope: "/subscriptions/{subscriptionId}", Resolve: e.resolveStatus,
+			Versions: resource.AnyVersion(), Open: "shown to who began the operation, and to who may read its resource",
 			Origin: resource.OriginAnywhere, Body: -1, Timeout: controlTime, Audit: resource.AuditRead, Handler: op.handler,
 		})
 	}
@@ -99,7 +99,13 @@ func (e *Engine) typeRoutes(t *typeInfo) []resource.Route {
 			out = append(out, row("Delete", http.MethodDelete, one, t.Name+"/delete", scope, resource.AuditWrite, bodyLimit, e.handleDelete(t)))
 		}
 	}
-	out = append(out, row("List", http.MethodGet, many, t.Name+"/read", listScope(t, many), resource.AuditRead, -1, e.handleList(t)))
+	list := row("List", http.MethodGet, many, t.Name+"/read", listScope(t, many), resource.AuditRead, -1, e.handleList(t))
+	if t.Level == resource.AtSubscriptionRaw && t.Filter != nil {
+		// Clients begin with these lists, whatever the scope of their role is: a role in one group is enough to see that group.
+		list.Handler = handleVisible(list.Scope, list.Handler)
+		list.Action, list.Scope, list.Open = "", "", "lists only what the caller may see"
+	}
+	out = append(out, list)
 	if t.Level == resource.AtResourceGroup && t.parent == nil {
 		sub := "/subscriptions/{subscriptionId}/providers/" + t.Name
 		out = append(out, row("ListBySubscription", http.MethodGet, sub, t.Name+"/read", "/subscriptions/{subscriptionId}", resource.AuditRead, -1, e.handleList(t)))
@@ -260,6 +266,17 @@ func (e *Engine) handleList(t *typeInfo) resource.Handler {
 			}
 		}
 		return e.writePage(w, r, t, docs)
+	}
+}
+
+// handleVisible is for lists of what the caller may see, which ask for no role themselves.
+func handleVisible(scope string, list resource.Handler) resource.Handler {
+	return func(w http.ResponseWriter, r *resource.Request) error {
+		if r.Caller.Anonymous() {
+			return resource.Errorf(http.StatusUnauthorized, "AuthenticationFailed", "Authentication failed. Sign in and send a bearer token.")
+		}
+		r.Scope = strings.ReplaceAll(scope, "{subscriptionId}", r.Vars["subscriptionId"])
+		return list(w, r)
 	}
 }
 

@@ -106,6 +106,9 @@ func (e *Engine) admit(ctx context.Context, c change, old *record) error {
 		if c.patch {
 			return resource.NotFound(c.id)
 		}
+		if gone := e.deletedAbove(c); gone != nil {
+			return gone
+		}
 		if p := e.declaredScope(c.id); !e.Exists(p) {
 			if p.Is("Microsoft.Resources/subscriptions/resourceGroups") {
 				return resource.Errorf(http.StatusNotFound, "ResourceGroupNotFound", "Resource group '%s' could not be found. Create it first.", p.Name())
@@ -138,6 +141,24 @@ func (e *Engine) parentStays(ctx context.Context, id resource.ID) error {
 		if r.State == resource.StateDeleting {
 			return busy(p, r)
 		}
+	}
+	return nil
+}
+
+// deletedAbove refuses a new resource below what is being deleted: it would be left behind, without its group.
+func (e *Engine) deletedAbove(c change) error {
+	if c.caller.Kind == resource.KindPlatform {
+		return nil
+	}
+	for p := c.id.Parent(); !p.IsTenant(); p = p.Parent() {
+		r := e.cached(p)
+		if r == nil || r.State != resource.StateDeleting {
+			continue
+		}
+		if p.Is("Microsoft.Resources/subscriptions/resourceGroups") {
+			return resource.Errorf(http.StatusConflict, "ResourceGroupBeingDeleted", "The resource group '%s' is in deprovisioning state and cannot perform this operation.", p.Name())
+		}
+		return resource.Errorf(http.StatusConflict, "ParentResourceBeingDeleted", "The resource '%s' is being deleted. Wait until that has ended.", p)
 	}
 	return nil
 }
@@ -301,9 +322,11 @@ func mergePatch(target, patch any) any {
 	}
 	for k, v := range p {
 		key := k
-		for have := range t {
-			if strings.EqualFold(have, k) {
-				key = have
+		if _, exact := t[k]; !exact { // names of environment variables may differ by case only
+			for have := range t {
+				if strings.EqualFold(have, k) {
+					key = have
+				}
 			}
 		}
 		if v == nil {
@@ -327,7 +350,7 @@ func (e *Engine) begin(ctx context.Context, t *typeInfo, c change, old, next *re
 	}
 	left := task{Type: t.Name, ID: c.id.String(), Operation: op}
 	if err := e.save(ctx, t, c.id, next, &left); err != nil {
-		return nil, errors.Join(err, e.ops.finish(ctx, op, resource.AsError(err)))
+		return nil, errors.Join(err, e.ops.finish(context.WithoutCancel(ctx), op, resource.AsError(err)))
 	}
 	e.enqueue(left)
 	doc, err := next.document()
@@ -345,14 +368,31 @@ func (e *Engine) complete(ctx context.Context, t *typeInfo, c change, old, next 
 		} else {
 			old.Previous = nil
 		}
-		if err := e.save(ctx, t, c.id, next, &task{Type: t.Name, ID: c.id.String()}); err != nil {
+		left := task{Type: t.Name, ID: c.id.String()}
+		if err := e.save(ctx, t, c.id, next, &left); err != nil {
 			return nil, err
 		}
+		settled := false
+		defer func() {
+			if !settled { // a worker goes on with what the store still calls unfinished, as after a crash
+				e.enqueueAfter(left, firstRetry)
+			}
+		}()
 		// From here on the client may go away; the work is done or undone nevertheless.
 		ctx = context.WithoutCancel(ctx)
 		if err := e.reconcileSync(ctx, t, next); err != nil {
-			return nil, errors.Join(err, e.undo(ctx, t, c.id, old, next))
+			undone := e.undo(ctx, t, c.id, old, next)
+			settled = undone == nil
+			return nil, errors.Join(err, undone)
 		}
+		done := *next
+		done.State, done.Previous, done.Fault = resource.StateSucceeded, nil, nil
+		if err := e.save(ctx, t, c.id, &done, nil); err != nil {
+			return nil, err
+		}
+		settled = true
+		doc, err := done.document()
+		return &result{doc: doc, created: old == nil}, err
 	}
 	next.State, next.Previous, next.Fault = resource.StateSucceeded, nil, nil
 	if err := e.save(ctx, t, c.id, next, nil); err != nil {

@@ -41,6 +41,15 @@ func (p *Provider) resources(w http.ResponseWriter, r *resource.Request) error {
 	return writeJSON(w, map[string]any{"value": value})
 }
 
+// allResources lists a whole subscription, for whoever holds a role anywhere in it.
+func (p *Provider) allResources(w http.ResponseWriter, r *resource.Request) error {
+	if r.Caller.Anonymous() {
+		return resource.Errorf(http.StatusUnauthorized, "AuthenticationFailed", "Authentication failed. Sign in and send a bearer token.")
+	}
+	r.Scope = "/subscriptions/" + r.Vars["subscriptionId"]
+	return p.resources(w, r)
+}
+
 // summary is the short form that lists across types show.
 func summary(d *resource.Document, expand string) map[string]any {
 	out := map[string]any{"id": d.ID.String(), "name": d.ID.Name(), "type": d.ID.Type()}

@@ -115,7 +115,7 @@ func (p *Provider) Routes() []resource.Route {
 		read("Providers_List", sub+"/providers", "Microsoft.Resources/subscriptions/providers/read", sub, p.providers),
 		read("Providers_Get", sub+"/providers/{namespace}", "Microsoft.Resources/subscriptions/providers/read", sub, p.providers),
 		read("Locations_List", sub+"/locations", "Microsoft.Resources/subscriptions/locations/read", sub, p.locations),
-		read("Resources_List", sub+"/resources", "Microsoft.Resources/subscriptions/resources/read", sub, p.resources),
+		open("Resources_List", sub+"/resources", "lists only what the caller may read", resource.OneOf(versions...), resource.AuditRead, p.allResources),
 		read("Resources_ListByGroup", sub+"/resourceGroups/{resourceGroupName}/resources", "Microsoft.Resources/subscriptions/resourceGroups/resources/read", sub+"/resourceGroups/{resourceGroupName}", p.resources),
 		p.register(sub),
 	}
