@@ -23,7 +23,6 @@ type table struct {
 
 type segment struct {
 	literal map[string]*segment
-	names   []string // variable names seen at this place, for messages
 	one     *segment // {name}
 	rest    *segment // {name...}
 	rows    []*row

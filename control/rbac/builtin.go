@@ -20,7 +20,7 @@ func BuiltIn() ([]Role, error) {
 		ID, Name, Text string
 		Grants         []struct {
 			Actions        []string `json:"+"`
-			NotActions     []string `json:"-,"`
+			NotActions     []string `json:"not"`
 			DataActions    []string `json:"data+"`
 			NotDataActions []string `json:"data-"`
 			Condition      string   `json:"if"`

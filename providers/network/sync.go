@@ -257,7 +257,8 @@ func (p *Provider) Run(ctx context.Context) error {
 func (p *Provider) end() {
 	p.stop()
 	p.syncing.Lock()
-	p.syncing.Unlock() //nolint:staticcheck // a barrier
+	//lint:ignore SA2001 a barrier: see above
+	p.syncing.Unlock()
 	p.serving.Wait()
 }
 
