@@ -105,7 +105,7 @@ func TestListenNodeAndDialNode(t *testing.T) {
 }
 
 func TestDNS(t *testing.T) {
-	n, p := build(t, declared())
+	n, _ := build(t, declared())
 	ask := func(node, transport, server, name string) (string, error) {
 		var reply *mdns.Msg
 		err := in(n, node, func() error {
@@ -151,7 +151,7 @@ func TestDNS(t *testing.T) {
 	// New records are visible when Apply returns.
 	next := declared()
 	next[0].Records = append(next[0].Records, plan.Record{Name: "late.vault.casemate.localhost", IP: addr("10.1.2.8")})
-	if p, _ = n.Compile(next); n.Apply(t.Context(), p) != nil {
+	if p, err := n.Compile(next); err != nil || n.Apply(t.Context(), p) != nil {
 		t.Fatal("applying records")
 	}
 	if got, err := ask("node-1", "udp", "168.63.129.16:53", "late.vault.casemate.localhost."); err != nil || got != "10.1.2.8" {
