@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"casemate.dev/client"
@@ -36,7 +37,10 @@ func (d *demo) buildImage(ctx context.Context, r *record) error {
 	d.layout = filepath.Join(d.dir, "image")
 	cmd := exec.CommandContext(ctx, "sh", script, d.layout)
 	cmd.Env = append(os.Environ(), "CASEMATE="+d.binary)
-	cmd.WaitDelay = 5 * time.Second
+	// The script has children: the signal goes to all, and the script removes what is half built.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	done := make(chan error, 1)

@@ -62,7 +62,7 @@ func enter(binary, namespace, name string) (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a socket pair: %w", err)
 	}
-	m := &machine{name: name, conn: c.(*net.UnixConn), waiting: map[uint64]chan dialled{}} // a UNIX socket was asked for
+	m := newMachine(name, c.(*net.UnixConn)) // a UNIX socket was asked for
 	m.cmd = exec.Command("nsenter", "--net="+namespace, binary, DialCommandName)
 	m.cmd.ExtraFiles, m.cmd.Stderr = []*os.File{theirs}, os.Stderr
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -72,6 +72,11 @@ func enter(binary, namespace, name string) (*machine, error) {
 	}
 	go m.receive()
 	return m, nil
+}
+
+// newMachine is a machine whose helper is at the other end of a socket.
+func newMachine(name string, conn *net.UnixConn) *machine {
+	return &machine{name: name, conn: conn, waiting: map[uint64]chan dialled{}}
 }
 
 // Dial opens a connection from inside the network; names are asked of the network's own resolver.

@@ -27,9 +27,10 @@ type demo struct {
 	admin, engineer, scientist, outsider, foreigner *client.Client
 
 	// Places in the network.
-	desk      *machine // people's subnet of the workspace's network
-	neighbour *machine // another network
-	opened    []*client.Client
+	desk       *machine // people's subnet of the workspace's network
+	neighbour  *machine // another network
+	namespaces string   // path prefix of the namespaces of this server's networks
+	opened     []*client.Client
 
 	names     names
 	jobID     *identity // user-assigned identity of jobs and of the customer's key
@@ -150,7 +151,12 @@ func (d *demo) tellHowToUse() {
 	d.display.say("The server is running (process %d, log %s).", s.cmd.Process.Pid, s.log)
 	d.display.say("Use it:    . %s/client/env; curl --cacert $SSL_CERT_FILE --resolve management.%s:%s:127.0.0.1 $CASEMATE_ENDPOINT/healthz", s.data, domain, s.site.Port)
 	d.display.say("Stop it:   kill %d", s.cmd.Process.Pid)
-	d.display.say("Remove it: rm -r %s", d.dir)
+	if d.namespaces == "" {
+		d.display.say("Remove it: rm -r %s", d.dir)
+		return
+	}
+	// Networks outlive the server, so that a restart finds them.
+	d.display.say("Remove it: umount %s-*; rm -r %s-* %s", d.namespaces, d.namespaces, d.dir)
 }
 
 // endJob cancels a job that has not ended and waits until it has: an interrupted demonstration may be in the middle of one.

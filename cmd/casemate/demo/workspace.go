@@ -167,6 +167,7 @@ func (d *demo) attach(ctx context.Context, group, subnet, name string) (*machine
 	if err != nil {
 		return nil, err
 	}
+	d.namespaces = path[:strings.LastIndexByte(path, '-')]
 	m.id, m.address = id, client.Text(doc, "properties.privateIPAddress")
 	return m, nil
 }
