@@ -13,6 +13,9 @@
 package image
 
 import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
@@ -32,6 +35,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/klauspost/compress/zstd"
 
 	"casemate.dev/dataplane/runtime"
 	"casemate.dev/dataplane/runtime/volume"
@@ -251,6 +255,13 @@ func (s *Store) add(ctx context.Context, digest string, img v1.Image) (Image, er
 
 // unpack fills dir with root/ and, last, image.json.
 func (s *Store) unpack(ctx context.Context, dir, digest string, img v1.Image) (Image, error) {
+	manifest, err := img.Manifest()
+	if err != nil {
+		return Image{}, fmt.Errorf("reading manifest: %w", err)
+	}
+	if manifest.Config.Size > maxConfig { // it is read into memory, up to this size
+		return Image{}, fmt.Errorf("configuration has %d bytes, at most %d are taken", manifest.Config.Size, maxConfig)
+	}
 	config, err := img.ConfigFile()
 	if err != nil {
 		return Image{}, fmt.Errorf("reading configuration: %w", err)
@@ -291,9 +302,40 @@ func (s *Store) unpack(ctx context.Context, dir, digest string, img v1.Image) (I
 	return made, volume.Sync(dir)
 }
 
+const (
+	maxConfig = 8 << 20   // bytes of an image's configuration
+	maxWindow = 128 << 20 // bytes of a zstd window; "zstd --ultra --long" needs no more
+)
+
+// uncompressed opens a layer by its first bytes (RFC 1952, section 2.3.1; RFC 8878, section 3.1.1). The library would let the layer choose how much
+// memory it takes to decompress it.
+func uncompressed(compressed io.Reader) (io.ReadCloser, error) {
+	in := bufio.NewReaderSize(compressed, 64<<10)
+	head, err := in.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+		return gzip.NewReader(in)
+	case bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		z, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return nil, err
+		}
+		return z.IOReadCloser(), nil
+	}
+	return io.NopCloser(in), nil
+}
+
 // applyLayer reads a layer to its end: only there are its digests known to hold.
 func applyLayer(ctx context.Context, u *unpacker, layer v1.Layer, want v1.Hash) error {
-	stream, err := layer.Uncompressed()
+	compressed, err := layer.Compressed()
+	if err != nil {
+		return fmt.Errorf("opening layer: %w", err)
+	}
+	defer compressed.Close()
+	stream, err := uncompressed(compressed)
 	if err != nil {
 		return fmt.Errorf("opening layer: %w", err)
 	}
@@ -316,8 +358,26 @@ func applyLayer(ctx context.Context, u *unpacker, layer v1.Layer, want v1.Hash) 
 	if n > u.bytesLeft {
 		return errTooLarge
 	}
+	if err := drain(compressed); err != nil {
+		return err
+	}
 	if got := fmt.Sprintf("%x", sum.Sum(nil)); want.Algorithm != "sha256" || got != want.Hex {
 		return fmt.Errorf("uncompressed bytes have digest sha256:%s, the configuration says %s", got, want)
+	}
+	return nil
+}
+
+// maxTail is what may follow the end of the compressed data in a layer.
+const maxTail = 1 << 20
+
+// drain reads to the end of a layer, where its digest is compared.
+func drain(compressed io.Reader) error {
+	n, err := io.Copy(io.Discard, io.LimitReader(compressed, maxTail+1))
+	if err != nil {
+		return fmt.Errorf("reading layer: %w", err)
+	}
+	if n > maxTail {
+		return errors.New("layer goes on behind its compressed data")
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/klauspost/compress/zstd"
 
 	"casemate.dev/dataplane/runtime"
 	"casemate.dev/dataplane/runtime/volume"
@@ -397,5 +398,53 @@ func TestPullRefusals(t *testing.T) {
 	}
 	if err := pull(good); err != nil {
 		t.Error(err)
+	}
+}
+
+// claimed is an image whose manifest gives its configuration another size.
+type claimed struct {
+	v1.Image
+	size int64
+}
+
+func (c claimed) Manifest() (*v1.Manifest, error) {
+	m, err := c.Image.Manifest()
+	if err != nil {
+		return nil, err
+	}
+	m = m.DeepCopy()
+	m.Config.Size = c.size
+	return m, nil
+}
+
+// What an image claims must not choose how much of the server's memory it takes.
+func TestImagesDoNotChooseMemory(t *testing.T) {
+	s := openStore(t, t.TempDir(), nil)
+	defer s.Close()
+	if _, err := s.Add(t.Context(), claimed{imageOf(t, archive(t, reg("f", "x"))), 64 << 30}); err == nil || !strings.Contains(err.Error(), "configuration has") {
+		t.Errorf("a configuration of 64 GiB: %v", err)
+	}
+	plain := archive(t, reg("f", strings.Repeat("content ", 100_000)))
+	for window, ok := range map[int]bool{8 << 20: true, 128 << 20: true, 256 << 20: false} {
+		var buf bytes.Buffer
+		w, err := zstd.NewWriter(&buf, zstd.WithWindowSize(window), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(plain); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(w.Flush(), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		r, err := uncompressed(&buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if (err == nil) != ok || ok && !bytes.Equal(got, plain) {
+			t.Errorf("window of %d bytes: %d bytes, %v", window, len(got), err)
+		}
+		_ = r.Close()
 	}
 }
