@@ -6,12 +6,15 @@ import (
 	"casemate.dev/store"
 )
 
-// The decisions whether an operation may go on, by all its conditions: headers, then lease. Every operation on a blob asks
+// The decisions whether an operation may go on, by all its conditions: headers, tags, then lease. Every operation on a blob asks
 // one of them inside its transaction.
 
 // mayWrite is for operations that make or replace; old is nil when there is nothing yet.
 func (s *Service) mayWrite(c conditions, old *blobRecord) error {
 	if err := c.write(stampOf(old)); err != nil {
+		return err
+	}
+	if err := c.checkTags(old); err != nil {
 		return err
 	}
 	if old == nil {
@@ -25,12 +28,18 @@ func (s *Service) mayChange(c conditions, cur *blobRecord) error {
 	if err := c.change(cur.stamp); err != nil {
 		return err
 	}
+	if err := c.checkTags(cur); err != nil {
+		return err
+	}
 	return cur.Lease.allow(s.now(), c.lease, true, leaseOfBlob)
 }
 
 // mayRead needs no lease; one that is named must be the right one.
 func (s *Service) mayRead(c conditions, cur *blobRecord) error {
 	if err := c.read(cur.stamp); err != nil {
+		return err
+	}
+	if err := c.checkTags(cur); err != nil {
 		return err
 	}
 	return cur.Lease.allow(s.now(), c.lease, false, leaseOfBlob)

@@ -40,7 +40,7 @@ func mustBe(kind string, old *blobRecord) error {
 
 // create makes an empty append blob, or a page blob of size zeros, in the place of whatever was there.
 func (s *Service) create(ctx context.Context, a *account, container, name, kind string, size, sequence int64, u upload) (*blobRecord, error) {
-	rec := s.newRecord(u.props, u.metadata, u.tier)
+	rec := s.newRecord(u)
 	rec.Kind, rec.Size, rec.Sequence = kind, size, sequence
 	var body content
 	if size > 0 {

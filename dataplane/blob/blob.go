@@ -17,6 +17,7 @@ type upload struct {
 	sums     *checksum
 	props    properties
 	metadata map[string]string
+	tags     map[string]string
 	tier     string
 	cond     conditions
 }
@@ -31,7 +32,7 @@ func (s *Service) put(ctx context.Context, a *account, container, name string, u
 	if err != nil {
 		return nil, err
 	}
-	rec := s.newRecord(u.props, u.metadata, u.tier)
+	rec := s.newRecord(u)
 	if rec.Size = st.part.Size; st.key == "" {
 		rec.Size = int64(len(st.inline))
 	}
@@ -92,8 +93,8 @@ func stampOf(b *blobRecord) *stamp {
 	return &b.stamp
 }
 
-func (s *Service) newRecord(p properties, metadata map[string]string, tier string) *blobRecord {
-	rec := &blobRecord{stamp: s.stampNow(), properties: p, Metadata: metadata, Tier: tier, Content: newID(), Lineage: newID()}
+func (s *Service) newRecord(u upload) *blobRecord {
+	rec := &blobRecord{stamp: s.stampNow(), properties: u.props, Metadata: u.metadata, Tags: u.tags, Tier: u.tier, Content: newID(), Lineage: newID()}
 	rec.Created = rec.Modified
 	return rec
 }
@@ -246,7 +247,7 @@ type blockRef struct {
 
 // commit makes a blob of blocks; no content is copied. Uncommitted blocks that the list does not name are dropped.
 func (s *Service) commit(ctx context.Context, a *account, container, name string, list []blockRef, u upload) (*blobRecord, error) {
-	rec := s.newRecord(u.props, u.metadata, u.tier)
+	rec := s.newRecord(u)
 	lineage := rec.Lineage
 	err := s.update(ctx, a, container, func(t store.Txn, c *containerRecord) error {
 		old, err := a.blob(t, c.ID, name)

@@ -14,13 +14,18 @@ import (
 type conditions struct {
 	ifMatch, ifNoneMatch               []string // ETags without quotes, or "*"; nil: no header
 	ifModifiedSince, ifUnmodifiedSince time.Time
+	tags                               where  // x-ms-if-tags; nil: none
 	lease                              string // x-ms-lease-id; empty: none
 }
 
 func parseConditions(h http.Header) (conditions, error) {
 	c := conditions{ifMatch: parseETags(h.Values("If-Match")), ifNoneMatch: parseETags(h.Values("If-None-Match"))}
-	if h.Get("x-ms-if-tags") != "" {
-		return c, resource.NotSupported("Conditions on blob index tags (x-ms-if-tags) are not supported.")
+	if v := h.Get("x-ms-if-tags"); v != "" {
+		q, err := parseWhere(v, true)
+		if err != nil {
+			return c, errHeader("x-ms-if-tags", "%s.", err)
+		}
+		c.tags = q
 	}
 	var err error
 	if c.lease, err = parseLeaseID(h, leaseIDHeader); err != nil {

@@ -163,7 +163,6 @@ var refusals = []struct{ header, what string }{
 	{"x-ms-encryption-key", "Customer-provided encryption keys in requests"},
 	{"x-ms-encryption-scope", "Encryption scopes"},
 	{"x-ms-default-encryption-scope", "Encryption scopes"},
-	{"x-ms-tags", "Blob index tags"},
 	{"x-ms-immutability-policy-mode", "Immutability policies"},
 	{"x-ms-immutability-policy-until-date", "Immutability policies"},
 	{"x-ms-legal-hold", "Legal holds"},
@@ -234,4 +233,14 @@ func checkVersion(v string) (string, error) {
 		return "", errHeader("x-ms-version", "%s is too old for bearer tokens; use %s or newer.", v, oldestVersion)
 	}
 	return v, nil
+}
+
+// hasItem says whether a comma-separated list holds an item, in any case.
+func hasItem(list, item string) bool {
+	for v := range strings.SplitSeq(list, ",") {
+		if strings.EqualFold(strings.TrimSpace(v), item) {
+			return true
+		}
+	}
+	return false
 }

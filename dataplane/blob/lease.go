@@ -226,6 +226,9 @@ func (s *Service) leaseBlob(ctx context.Context, a *account, container, name str
 		if err := cond.change(rec.stamp); err != nil {
 			return err
 		}
+		if err := cond.checkTags(rec); err != nil {
+			return err
+		}
 		next, left, err := q.apply(rec.Lease, s.now().UTC())
 		if err != nil {
 			return err

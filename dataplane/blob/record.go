@@ -97,6 +97,7 @@ type blobRecord struct {
 	Tier     string            `json:"tier,omitempty"` // empty: the account's, inferred
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Lease    *lease            `json:"lease,omitempty"`
+	Tags     map[string]string `json:"tags,omitempty"`
 	Kind     string            `json:"kind,omitempty"`     // empty: a block blob
 	Blocks   int               `json:"blocks,omitempty"`   // of an append blob
 	Sealed   bool              `json:"sealed,omitempty"`   // an append blob to which nothing may be added

@@ -41,6 +41,9 @@ func (s *Service) serve(w http.ResponseWriter, r *resource.Request, fn func(*Ser
 	if c.a, err = s.account(r.Context(), r.Resource); err != nil {
 		return err
 	}
+	if err := s.permitTags(c); err != nil {
+		return err
+	}
 	stop := breakOnRevocation(w, c.a.handle)
 	defer stop()
 	err = fn(s, c)
@@ -267,9 +270,16 @@ func setContainerMetadata(s *Service, c *call) error {
 func listBlobs(s *Service, c *call) error {
 	params := c.URL.Query()
 	q := query{prefix: params.Get("prefix"), delimiter: params.Get("delimiter")}
+	var tags bool
 	var err error
 	if q.limit, err = parseMaxResults(params.Get("maxresults")); err != nil {
 		return err
+	}
+	if hasItem(params.Get("include"), "tags") {
+		if err := s.permit(c, dataReadTags, resource.AuditData); err != nil {
+			return err
+		}
+		tags = true
 	}
 	metadata, err := parseInclude(params.Get("include"), "copy", "deleted", "snapshots", "versions", "tags",
 		"immutabilitypolicy", "legalhold", "deletedwithversions", "permissions")
@@ -291,7 +301,7 @@ func listBlobs(s *Service, c *call) error {
 	d.optional("Delimiter", q.delimiter)
 	d.open("Blobs")
 	for _, e := range page {
-		d.entry(s, e, metadata)
+		d.entry(s, e, metadata, tags)
 	}
 	d.close("Blobs")
 	d.elem("NextMarker", next.String())

@@ -81,7 +81,7 @@ func TestRefusals(t *testing.T) {
 		{"PUT", "/cc1/b2", "x", with("x-ms-lease-id", "l"), 400, "InvalidHeaderValue"},
 		{"PUT", "/cc1/b2", "x", with("x-ms-lease-id", leaseA), 412, "LeaseNotPresentWithBlobOperation"},
 		{"PUT", "/cc1/b2", "x", with("x-ms-encryption-key", "k"), 501, "NotSupported"},
-		{"PUT", "/cc1/b2", "x", with("x-ms-tags", "a=b"), 501, "NotSupported"},
+		{"PUT", "/cc1/b2", "x", with("x-ms-tags", "a=b,c"), 400, "InvalidTag"},
 		{"PUT", "/cc1/b2", "x", with("x-ms-access-tier", "Archive"), 501, "NotSupported"},
 		{"PUT", "/cc1/b2", "x", with("x-ms-access-tier", "Lukewarm"), 400, "InvalidHeaderValue"},
 		{"PUT", "/cc1/b2", "x", with("If-Modified-Since", "yesterday"), 400, "InvalidHeaderValue"},

@@ -50,6 +50,9 @@ func (c *call) upload(fallback bool) (u upload, err error) {
 	if u.props, err = parseProperties(c.Header, fallback); err != nil {
 		return u, err
 	}
+	if u.tags, err = parseTagHeader(c.Header.Get("x-ms-tags")); err != nil {
+		return u, err
+	}
 	u.tier, err = parseTier(c.Header)
 	return u, err
 }

@@ -21,6 +21,10 @@ const (
 	dataRead   = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/read"
 	dataWrite  = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/write"
 	dataDelete = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/delete"
+
+	dataReadTags  = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/tags/read"
+	dataWriteTags = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/tags/write"
+	dataFilter    = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/filter/action"
 )
 
 const (
@@ -52,6 +56,8 @@ var rows = []row{
 	{"Service_GetAccountInfo", "GET", serviceURL, []string{"restype=account", "comp=properties"}, actInfo, "", 0, getAccountInfo},
 	{"Service_GetAccountInfoWithHead", "HEAD", serviceURL, []string{"restype=account", "comp=properties"}, actInfo, "", 0, getAccountInfo},
 
+	{"Service_FilterBlobs", "GET", serviceURL, []string{"comp=blobs"}, "", dataFilter, 0, findBlobs},
+	{"Container_FilterBlobs", "GET", containerURL, []string{"restype=container", "comp=blobs"}, "", dataFilter, 0, findBlobs},
 	{"Container_Create", "PUT", containerURL, []string{"restype=container", "!comp"}, actWriteContainer, "", 0, createContainer},
 	{"Container_Delete", "DELETE", containerURL, []string{"restype=container"}, actDeleteContainer, "", 0, deleteContainer},
 	{"Container_GetProperties", "GET", containerURL, []string{"restype=container", "!comp"}, actReadContainer, "", 0, getContainer},
@@ -79,6 +85,8 @@ var rows = []row{
 	{"AppendBlob_Seal", "PUT", blobURL, []string{"comp=seal"}, "", dataWrite, 0, sealBlob},
 	{"PageBlob_UploadPages", "PUT", blobURL, []string{"comp=page", "!header:x-ms-copy-source"}, "", dataWrite, maxPageWrite, putPage},
 	{"PageBlob_GetPageRanges", "GET", blobURL, []string{"comp=pagelist"}, "", dataRead, 0, getPageRanges},
+	{"Blob_GetTags", "GET", blobURL, []string{"comp=tags"}, "", dataReadTags, 0, getTags},
+	{"Blob_SetTags", "PUT", blobURL, []string{"comp=tags"}, "", dataWriteTags, maxTagXML, setTags},
 	{"Blob_Delete", "DELETE", blobURL, []string{"!comp"}, "", dataDelete, 0, deleteBlob},
 	{"Blob_GetAccountInfo", "GET", blobURL, []string{"restype=account", "comp=properties"}, actInfo, "", 0, getAccountInfo},
 	{"Blob_GetAccountInfoWithHead", "HEAD", blobURL, []string{"restype=account", "comp=properties"}, actInfo, "", 0, getAccountInfo},
@@ -95,12 +103,10 @@ var missing = []struct {
 	{"Service_GetStatistics", "GET", serviceURL, []string{"restype=service", "comp=stats"}, actReadService, "", "Replication statistics"},
 	{"Service_GetUserDelegationKey", "POST", serviceURL, []string{"restype=service", "comp=userdelegationkey"}, actDelegate, "", "User delegation keys and shared access signatures"},
 	{"Service_SubmitBatch", "POST", serviceURL, []string{"comp=batch"}, "", dataWrite, "Batch requests"},
-	{"Service_FilterBlobs", "GET", serviceURL, []string{"comp=blobs"}, "", dataRead, "Blob index tags"},
 	{"Container_GetAccessPolicy", "GET", containerURL, []string{"restype=container", "comp=acl"}, actReadContainer, "", "Stored access policies"},
 	{"Container_SetAccessPolicy", "PUT", containerURL, []string{"restype=container", "comp=acl"}, actWriteContainer, "", "Stored access policies and anonymous access"},
 	{"Container_Restore", "PUT", containerURL, []string{"restype=container", "comp=undelete"}, actWriteContainer, "", "Soft delete of containers"},
 	{"Container_SubmitBatch", "POST", containerURL, []string{"restype=container", "comp=batch"}, "", dataWrite, "Batch requests"},
-	{"Container_FilterBlobs", "GET", containerURL, []string{"restype=container", "comp=blobs"}, "", dataRead, "Blob index tags"},
 	{"RootBlob_Download", "GET", containerURL, []string{"!restype", "!comp"}, "", dataRead, "Blobs of the root container without its name"},
 	{"RootBlob_GetProperties", "HEAD", containerURL, []string{"!restype", "!comp"}, "", dataRead, "Blobs of the root container without its name"},
 	{"RootBlob_Upload", "PUT", containerURL, []string{"!restype", "!comp"}, "", dataWrite, "Blobs of the root container without its name"},
@@ -115,8 +121,6 @@ var missing = []struct {
 	{"Blob_SetImmutabilityPolicy", "PUT", blobURL, []string{"comp=immutabilityPolicies"}, "", dataWrite, "Immutability policies"},
 	{"Blob_DeleteImmutabilityPolicy", "DELETE", blobURL, []string{"comp=immutabilityPolicies"}, "", dataDelete, "Immutability policies"},
 	{"Blob_SetLegalHold", "PUT", blobURL, []string{"comp=legalhold"}, "", dataWrite, "Legal holds"},
-	{"Blob_GetTags", "GET", blobURL, []string{"comp=tags"}, "", dataRead, "Blob index tags"},
-	{"Blob_SetTags", "PUT", blobURL, []string{"comp=tags"}, "", dataWrite, "Blob index tags"},
 	{"Blob_Query", "POST", blobURL, []string{"comp=query"}, "", dataRead, "Queries over blob contents"},
 	{"AppendBlob_AppendBlockFromURL", "PUT", blobURL, []string{"comp=appendblock", "header:x-ms-copy-source"}, "", dataWrite, "Copying from a URL (Append Block From URL)"},
 	{"PageBlob_UploadPagesFromURL", "PUT", blobURL, []string{"comp=page", "header:x-ms-copy-source"}, "", dataWrite, "Copying from a URL (Put Page From URL)"},

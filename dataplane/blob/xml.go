@@ -106,7 +106,7 @@ func (d *document) container(s *Service, c namedContainer, metadata bool) {
 	d.close("Container")
 }
 
-func (d *document) entry(s *Service, e entry, metadata bool) {
+func (d *document) entry(s *Service, e entry, metadata, tags bool) {
 	if e.rec == nil {
 		d.open("BlobPrefix")
 		d.name(e.name)
@@ -138,6 +138,9 @@ func (d *document) entry(s *Service, e entry, metadata bool) {
 	d.close("Properties")
 	if metadata {
 		d.metadata(e.rec.Metadata)
+	}
+	if tags && len(e.rec.Tags) > 0 {
+		d.tags(e.rec.Tags)
 	}
 	d.close("Blob")
 }
