@@ -71,19 +71,21 @@ func (a *App) openNodes(ctx context.Context) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the directory of nodes: %w", err)
 	}
+	nodes, err := oci.New(oci.Config{Dir: dir, Images: rootfsOf{a}, Log: a.log})
+	if err != nil {
+		return err
+	}
+	// Nodes of a killed server hold its image volume: they go before it is opened again.
+	if err := nodes.Cleanup(ctx); err != nil {
+		return fmt.Errorf("clearing what an earlier process left of its nodes: %w", err)
+	}
 	images, err := image.Open(ctx, image.Config{Dir: a.path("images"), Key: a.imageKey, Log: a.log})
 	if err != nil {
 		a.notes = append(a.notes, "nodes, because "+err.Error())
 		return nil
 	}
 	a.closes = append(a.closes, images.Close)
-	a.images = images
-	if a.nodes, err = oci.New(oci.Config{Dir: dir, Images: images, Log: a.log}); err != nil {
-		return err
-	}
-	if err := a.nodes.Cleanup(ctx); err != nil {
-		return fmt.Errorf("clearing what an earlier process left of its nodes: %w", err)
-	}
+	a.images, a.nodes = images, nodes
 	a.runs = append(a.runs, func(ctx context.Context) error {
 		if err := a.nodes.SelfTest(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("nodes cannot run on this machine", "cause", err)
@@ -91,6 +93,16 @@ func (a *App) openNodes(ctx context.Context) error {
 		return nil
 	})
 	return nil
+}
+
+// rootfsOf gives nodes the root file systems of the image store, which is opened after the runtime.
+type rootfsOf struct{ a *App }
+
+func (r rootfsOf) Rootfs(ctx context.Context, digest string) (dir string, release func(), err error) {
+	if r.a.images == nil {
+		return "", nil, errNoNodes
+	}
+	return r.a.images.Rootfs(ctx, digest)
 }
 
 // imageKey is the key of the image volume. It is random, sealed under the platform's key, and handed out to open the volume.

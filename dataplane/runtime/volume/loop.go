@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,15 +53,35 @@ func attachLoop(image string) (*os.File, error) {
 	return nil, errors.New("no loop device stays free")
 }
 
-// detachLoops frees loop devices whose image lies below dir.
+// Freeing a device ends with its last user: a mount namespace may be on its way out for a moment after its last process.
+const (
+	freeTime  = 15 * time.Second
+	freePause = 10 * time.Millisecond
+)
+
+// detachLoops frees loop devices whose image lies below dir and waits until they are free: a file system that is still mounted somewhere must not be
+// mounted a second time through another device, since each would overwrite what the other believes.
 func detachLoops(dir string) error {
+	for end := time.Now().Add(freeTime); ; time.Sleep(freePause) {
+		busy, err := freeLoops(dir)
+		if err != nil || len(busy) == 0 {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("volumes below %s are still in use through %s: a process of an earlier server or a copied mount namespace holds them", dir, strings.Join(busy, ", "))
+		}
+	}
+}
+
+// freeLoops asks for the devices to be freed and returns those that it saw.
+func freeLoops(dir string) (busy []string, _ error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
-		return fmt.Errorf("resolving volume directory: %w", err)
+		return nil, fmt.Errorf("resolving volume directory: %w", err)
 	}
 	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
-		return fmt.Errorf("listing loop devices: %w", err)
+		return nil, fmt.Errorf("listing loop devices: %w", err)
 	}
 	for _, file := range files {
 		backing, err := os.ReadFile(file)
@@ -68,15 +89,16 @@ func detachLoops(dir string) error {
 			continue // a device that vanished meanwhile has no backing file any more
 		}
 		name := filepath.Base(filepath.Dir(filepath.Dir(file)))
-		dev, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0)
+		dev, err := os.OpenFile("/dev/"+name, os.O_RDONLY, 0)
 		if err != nil {
-			return fmt.Errorf("opening stale loop device: %w", err)
+			return nil, fmt.Errorf("opening stale loop device: %w", err)
 		}
 		_, err = unix.IoctlRetInt(int(dev.Fd()), unix.LOOP_CLR_FD)
 		dev.Close()
 		if err != nil && !errors.Is(err, unix.ENXIO) {
-			return fmt.Errorf("freeing loop device: %w", err)
+			return nil, fmt.Errorf("freeing loop device: %w", err)
 		}
+		busy = append(busy, name)
 	}
-	return nil
+	return busy, nil
 }
