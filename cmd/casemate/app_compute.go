@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 
 	"casemate.dev/control/identity"
 	"casemate.dev/dataplane/network"
+	"casemate.dev/dataplane/runtime"
 	"casemate.dev/dataplane/runtime/image"
 	"casemate.dev/dataplane/runtime/oci"
 	"casemate.dev/dataplane/scoring"
@@ -72,6 +74,10 @@ func (a *App) openNodes(ctx context.Context) error {
 		return fmt.Errorf("making the directory of nodes: %w", err)
 	}
 	nodes, err := oci.New(oci.Config{Dir: dir, Images: rootfsOf{a}, Log: a.log})
+	if errors.Is(err, runtime.ErrUnavailable) {
+		a.notes = append(a.notes, "nodes, because "+err.Error())
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -84,7 +90,7 @@ func (a *App) openNodes(ctx context.Context) error {
 		a.notes = append(a.notes, "nodes, because "+err.Error())
 		return nil
 	}
-	a.closes = append(a.closes, images.Close)
+	a.closes = append(a.closes, images.Close, func() error { return nodes.Cleanup(context.WithoutCancel(ctx)) })
 	a.images, a.nodes = images, nodes
 	a.runs = append(a.runs, func(ctx context.Context) error {
 		if err := a.nodes.SelfTest(ctx); err != nil && ctx.Err() == nil {

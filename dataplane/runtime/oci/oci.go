@@ -73,7 +73,8 @@ type Runtime struct {
 	nodes   map[string]bool
 }
 
-// New prepares a Runtime; nothing is started. Call Cleanup once, then SelfTest.
+// New prepares a Runtime; nothing is started. Call Cleanup once, then SelfTest. runtime.ErrUnavailable when this executable
+// cannot be the agent.
 func New(cfg Config) (*Runtime, error) {
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
@@ -88,6 +89,9 @@ func New(cfg Config) (*Runtime, error) {
 	if cfg.Agent == "" {
 		if cfg.Agent, err = os.Executable(); err != nil {
 			return nil, fmt.Errorf("finding own executable: %w", err)
+		}
+		if err := checkStatic(cfg.Agent); err != nil {
+			return nil, fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 		}
 	}
 	if cfg.Runtimes == nil {
