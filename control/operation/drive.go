@@ -41,6 +41,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		})
 	}
+	g.Go(func() error { return e.sweepOperations(ctx) })
 	if err := e.settleOrphans(ctx, left); err != nil {
 		return err
 	}

@@ -15,7 +15,10 @@ import (
 )
 
 // Operation statuses are kept for a day after their end.
-const keepOperations = 24 * time.Hour
+const (
+	keepOperations = 24 * time.Hour
+	sweepEvery     = time.Hour
+)
 
 // status is a long-running operation (ARM RPC, "Asynchronous operations"), at Key("op", id).
 type status struct {
@@ -43,7 +46,6 @@ func newOperations(s store.Store, clock resource.Clock) *operations {
 }
 
 func (o *operations) load(ctx context.Context) error {
-	var expired []string
 	err := o.store.View(ctx, func(r store.Reader) error {
 		for kv, err := range r.Scan(store.Prefix("op"), store.ScanOptions{}) {
 			if err != nil {
@@ -53,10 +55,6 @@ func (o *operations) load(ctx context.Context) error {
 			if err := json.Unmarshal(kv.Value, &s); err != nil {
 				return err
 			}
-			if !s.End.IsZero() && o.clock().Sub(s.End) > keepOperations {
-				expired = append(expired, kv.Key)
-				continue
-			}
 			o.put(&s)
 		}
 		return nil
@@ -64,15 +62,54 @@ func (o *operations) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading operations: %w", err)
 	}
+	return o.sweep(ctx)
+}
+
+// sweep forgets the operations that ended long ago.
+func (o *operations) sweep(ctx context.Context) error {
+	var expired []string
+	o.mu.Lock()
+	for id, s := range o.all {
+		if !s.End.IsZero() && o.clock().Sub(s.End) > keepOperations {
+			expired = append(expired, id)
+		}
+	}
+	o.mu.Unlock()
 	if len(expired) == 0 {
 		return nil
 	}
-	return o.store.Update(ctx, func(tx store.Txn) error {
-		for _, k := range expired {
-			tx.Delete(k)
+	err := o.store.Update(ctx, func(tx store.Txn) error {
+		for _, id := range expired {
+			tx.Delete(store.Key("op", id))
 		}
 		return nil
 	})
+	if err != nil {
+		return fmt.Errorf("forgetting old operations: %w", err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, id := range expired {
+		delete(o.all, id)
+		delete(o.done, id)
+	}
+	return nil
+}
+
+// sweepOperations runs until ctx ends. What could not be forgotten is tried again.
+func (e *Engine) sweepOperations(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := e.ops.sweep(ctx); err != nil && ctx.Err() == nil {
+			e.cfg.Logger.Warn("sweeping", "cause", err)
+		}
+	}
 }
 
 func (o *operations) put(s *status) {

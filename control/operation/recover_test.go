@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"casemate.dev/resource"
 	"casemate.dev/store"
@@ -232,6 +233,42 @@ func TestPatchKeepsNamesThatDifferByCase(t *testing.T) {
 		got, _ := mergePatch(target, map[string]any{"http_proxy": "c"}).(map[string]any)
 		if got["http_proxy"] != "c" || got["HTTP_PROXY"] != "b" || len(got) != 2 {
 			t.Fatal(got)
+		}
+	}
+}
+
+func TestOldOperationsAreForgotten(t *testing.T) {
+	now := time.Now()
+	s := storetest.New(t)
+	clock := func() time.Time { return now }
+	o := newOperations(s, clock)
+	var ids []string
+	for range 3 {
+		id, err := o.start(t.Context(), resource.MustParseID(thing), "Microsoft.Test/things", admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	finish := func(id string) {
+		if err := o.finish(t.Context(), id, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	finish(ids[0])
+	now = now.Add(keepOperations)
+	finish(ids[1])
+	now = now.Add(time.Minute)
+	if err := o.sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := newOperations(s, clock)
+	if err := again.load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []*operations{o, again} {
+		if o.get(ids[0]) != nil || o.get(ids[1]) == nil || o.get(ids[2]) == nil {
+			t.Errorf("kept: %v", o.all)
 		}
 	}
 }
