@@ -99,6 +99,8 @@ type Config struct {
 	RunToken func(ctx context.Context, node, identity, audience string) (string, error)
 	// RunAudience is the audience of a run's token at the workspace plane; default https://ml.azure.com.
 	RunAudience string
-	Clock       resource.Clock // optional
+	// Refused hears that a node has refused changed content, before that is acknowledged; optional.
+	Refused func(ctx context.Context, r fleet.Refusal) error
+	Clock   resource.Clock // optional
 	Log         *slog.Logger   // optional
 }

@@ -114,6 +114,24 @@ func (p *Provider) validateJob(ctx context.Context, w *resource.Write) error {
 		return err
 	}
 	d.Remember("contents", contents(res.code, res.inputs, agent.Tree{}))
+	return p.checkRunName(ctx, ws, w.Caller, d.ID.Name())
+}
+
+// checkRunName refuses a name under which artifacts lie already, those of a job that was deleted or of another workspace with the
+// same storage account: the new run would pass them on as its own, and write over them. Where the workspace's identity cannot look,
+// it cannot pass anything on either.
+func (p *Provider) checkRunName(ctx context.Context, ws workspace, c resource.Caller, name string) error {
+	as, err := p.acting(ctx, ws, c.Person())
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	for _, err := range p.cfg.Blobs.ListBlobs(ctx, as, ws.storage, artifactContainer, artifactPrefix(name)) {
+		if err != nil {
+			return nil //nolint:nilerr // see above
+		}
+		return resource.Errorf(http.StatusConflict, "JobNameTaken",
+			"A run named '%s' has left artifacts in the workspace's storage account, so the name cannot be used again. Submit the job under another name.", name)
+	}
 	return nil
 }
 

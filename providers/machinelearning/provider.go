@@ -73,7 +73,7 @@ func New(cfg Config) (*Provider, error) {
 	p := &Provider{cfg: cfg, registry: fleet.NewRegistry(), reserved: map[string]bool{}}
 	fc := fleet.Config{
 		Store: cfg.Store, Handles: cfg.Handles, Runtime: cfg.Runtime, Network: cfg.Network, Planner: (*planner)(p), Serve: (*planner)(p),
-		Metadata: cfg.Metadata, Token: cfg.RunToken, CA: cfg.CA, Changed: p.jobChanged, Clock: cfg.Clock, Log: cfg.Log,
+		Metadata: cfg.Metadata, Token: cfg.RunToken, CA: cfg.CA, Changed: p.jobChanged, Refused: cfg.Refused, Clock: cfg.Clock, Log: cfg.Log,
 	}
 	p.jobs, p.serving = fleet.NewScheduler(fc, p.registry), fleet.NewServing(fc, p.registry)
 	return p, nil

@@ -429,6 +429,18 @@ func TestWorkspaceGrantsNothingThatItsMakerCannot(t *testing.T) {
 	w.refused("LinkedAuthorizationFailed", other, visitor, testWorkspace, strings.Replace(workspaceBody, testRegistry, other, 1))
 }
 
+// Two workspaces may share a storage account, and a name may be used again: neither gives one run the artifacts of another.
+func TestJobTakesNoOtherRunsArtifacts(t *testing.T) {
+	w := prepare(t)
+	w.blobs.blobs["azureml/ExperimentRun/dcid.secret/outputs/patients.csv"] = "theirs"
+	w.refused("JobNameTaken", "another name", scientist, testWorkspace+"/jobs/secret", jobBody)
+	if w.runs.of("secret") != "" {
+		t.Error("a run of that name was opened")
+	}
+	w.put(scientist, testWorkspace+"/jobs/secre", jobBody)
+	_ = w.node().Kill()
+}
+
 // A workspace with work under way stays whole.
 func TestWorkspaceWithAJobIsNotGutted(t *testing.T) {
 	w := prepare(t)

@@ -261,13 +261,14 @@ func (p *Provider) removeWorkspace(ctx context.Context, d *resource.Document) er
 			return err
 		}
 	}
-	if err := p.cfg.Runs.Drop(ctx, d.ID); err != nil {
-		return err
-	}
 	if err := p.unindexWorkspace(ctx, ws); err != nil {
 		return err
 	}
-	return p.cfg.Keys.Destroy(ctx, d.ID.Key())
+	// The key first: what a request under way would still write could not be read by the next workspace of this name.
+	if err := p.cfg.Keys.Destroy(ctx, d.ID.Key()); err != nil {
+		return err
+	}
+	return p.cfg.Runs.Drop(ctx, d.ID)
 }
 
 func (p *Provider) viewWorkspace(_ context.Context, d *resource.Document) {

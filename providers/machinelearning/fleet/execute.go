@@ -139,7 +139,7 @@ func (s *Scheduler) onNode(ctx context.Context, j *job, node string, key Handle)
 		return "", nil // conclude makes it Canceled
 	default:
 	}
-	n, ctrl, err := s.launcher.start(ctx, node, plan, func(ctx context.Context, e agent.Event) error { return s.report(ctx, j, e) })
+	n, ctrl, err := s.launcher.start(ctx, j.snapshot().ID, node, plan, func(ctx context.Context, e agent.Event) error { return s.report(ctx, j, e) })
 	if err != nil {
 		return "", err
 	}

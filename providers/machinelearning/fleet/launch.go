@@ -44,6 +44,12 @@ type Metadata struct {
 	MSIEndpoint      string
 }
 
+// Refusal is what a node refused to run: its agent found other bytes than the registered ones (THREATS R1, R4).
+type Refusal struct {
+	ID, Node, Run, OnBehalfOf string // ID is the job's or the deployment's
+	Code, Message             string
+}
+
 // launcher starts one node and takes it away again.
 type launcher struct {
 	runtime  runtime.Runtime
@@ -52,14 +58,15 @@ type launcher struct {
 	token    func(ctx context.Context, node, identity, audience string) (string, error)
 	metadata Metadata
 	ca       []byte
+	refused  func(ctx context.Context, r Refusal) error // may be nil
 	log      func(msg string, args ...any)
 }
 
 // cleanupTime bounds the removal of a node, which goes on when the server is asked to stop.
 const cleanupTime = 30 * time.Second
 
-// start attaches and starts a node that the registry has reserved. The caller must call end, also after an error.
-func (l *launcher) start(ctx context.Context, node string, plan Plan, record func(context.Context, agent.Event) error) (runtime.Node, *agent.Controller, error) {
+// start attaches and starts a node that the registry has reserved, for a job or a deployment. The caller must call end, also after an error.
+func (l *launcher) start(ctx context.Context, work, node string, plan Plan, record func(context.Context, agent.Event) error) (runtime.Node, *agent.Controller, error) {
 	if plan.Identity.Default == "" {
 		return nil, nil, fmt.Errorf("starting node %s: the plan has no identity", node)
 	}
@@ -82,7 +89,7 @@ func (l *launcher) start(ctx context.Context, node string, plan Plan, record fun
 			return nil, nil, fmt.Errorf("getting token for node %s: %w", node, err)
 		}
 	}
-	ctrl := agent.NewController(spec, record)
+	ctrl := agent.NewController(spec, l.telling(work, node, plan.Identity, record))
 	n, err := l.runtime.Start(ctx, runtime.NodeSpec{
 		ID: node, Image: plan.Image, NetNSPath: at.NetNSPath, Limits: plan.Limits, ScratchBytes: plan.ScratchBytes,
 		ResolvConf: at.ResolvConf, Hosts: at.Hosts, CA: l.ca, Agent: ctrl,
@@ -91,6 +98,19 @@ func (l *launcher) start(ctx context.Context, node string, plan Plan, record fun
 		return nil, nil, fmt.Errorf("starting node %s: %w", node, err)
 	}
 	return n, ctrl, nil
+}
+
+// telling tells of refusals before record hears of them; when that fails the agent reports again.
+func (l *launcher) telling(work, node string, who Identity, record func(context.Context, agent.Event) error) func(context.Context, agent.Event) error {
+	return func(ctx context.Context, e agent.Event) error {
+		if e.Code == agent.CodeIntegrity && l.refused != nil {
+			r := Refusal{ID: work, Node: node, Run: who.Run, OnBehalfOf: who.OnBehalfOf, Code: e.Code, Message: clip(e.Error, 2000)}
+			if err := l.refused(ctx, r); err != nil {
+				return fmt.Errorf("recording refusal: %w", err)
+			}
+		}
+		return record(ctx, e)
+	}
 }
 
 // end ends the node's identity (its tokens are dead from here on), destroys the node, and only then gives its address back: an

@@ -36,6 +36,8 @@ type Config struct {
 	Token func(ctx context.Context, node, identity, audience string) (string, error)
 	// Changed hears of each durable change of a job. It may hear one twice. After an error the end of a job is told again later.
 	Changed func(ctx context.Context, r Record) error
+	// Refused hears that a node has found other bytes than the registered ones, before the node's report is acknowledged. Optional.
+	Refused func(ctx context.Context, r Refusal) error
 	Clock   resource.Clock // optional, time.Now
 	Grace   time.Duration  // optional, 30 s: what a canceled job has before its node is killed
 	Retry   time.Duration  // optional, 5 s: how often work that had to wait (a revoked key) is tried again
@@ -105,7 +107,7 @@ func (cfg Config) withDefaults() Config {
 }
 
 func newLauncher(cfg Config, registry *Registry) *launcher {
-	return &launcher{cfg.Runtime, cfg.Network, registry, cfg.Token, cfg.Metadata, cfg.CA, cfg.Log.Warn}
+	return &launcher{cfg.Runtime, cfg.Network, registry, cfg.Token, cfg.Metadata, cfg.CA, cfg.Refused, cfg.Log.Warn}
 }
 
 // Submit queues a job durably. Submitting a known job again does nothing.

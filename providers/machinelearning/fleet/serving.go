@@ -242,7 +242,7 @@ func (v *Serving) instance(ctx context.Context, d *deployment) (served bool, err
 		return false, err
 	}
 	failed := make(chan agent.Event, 1)
-	n, ctrl, err := v.launcher.start(ctx, node, plan, func(_ context.Context, e agent.Event) error {
+	n, ctrl, err := v.launcher.start(ctx, d.spec.ID, node, plan, func(_ context.Context, e agent.Event) error {
 		switch {
 		case e.State == agent.StateReady:
 			v.mu.Lock()
