@@ -71,7 +71,15 @@ func measureNode(ctx context.Context, b *bench) ([]row, error) {
 	if peer := s.median("NodeStart/podman", "ns/op"); peer > 0 {
 		r = r.beside("podman run --network=none of the same root, to its end", peer/1e6)
 	}
-	return []row{r.within(1000)}, nil
+	whole, err := b.goBench(ctx, 1, "./test/mainjob", "Submit", "-test.benchtime", "20x")
+	if err != nil {
+		return nil, err
+	}
+	submit := newRow("submit through the public interface to the first line of user code, p50", whole.median("Submit", "p50-ms"), "ms").within(1000)
+	if peer := s.median("NodeStart/podman", "ns/op"); peer > 0 {
+		submit = submit.beside("podman run --network=none of the other root, to its end", peer/1e6)
+	}
+	return []row{submit, r.within(1000)}, nil
 }
 
 func measureNetwork(ctx context.Context, b *bench) ([]row, error) {

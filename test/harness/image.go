@@ -18,7 +18,7 @@ import (
 )
 
 // imageTools are what the tiny image has of this machine's programs.
-var imageTools = []string{"sh", "cat", "sleep", "ls", "env"}
+var imageTools = []string{"sh", "cat", "sleep", "ls", "env", "date"}
 
 // libraryDirs are where their shared libraries are looked for.
 var libraryDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib"}
