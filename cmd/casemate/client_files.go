@@ -111,7 +111,7 @@ func readEnv(path string) (map[string]string, error) {
 func (a *App) writeHosts(_ context.Context, names []string) error {
 	var b strings.Builder
 	for _, n := range names {
-		fmt.Fprintf(&b, "127.0.0.1 %s\n", n)
+		fmt.Fprintf(&b, "%s %s\n", publicIPv4(a.public.Addr()), n)
 	}
 	return durable.WriteFile(filepath.Join(a.path("client"), "hosts"), []byte(b.String()), 0o600)
 }
