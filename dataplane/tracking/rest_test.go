@@ -479,6 +479,10 @@ func TestJobRuns(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	mine := c.newRun("0")
+	if err := c.service.OpenJob(ctx, workspaceA, JobRun{ID: mine, Name: "train", Experiment: "cancer"}); resource.StatusOf(err) != 409 {
+		t.Errorf("a job took over the run %s: %v", mine, err)
+	}
 	c.must("POST", "runs/update", `{"run_id":"job-1","status":"FINISHED"}`)
 	if got := at(c.must("GET", "runs/get", "run_id=job-1"), "run", "info", "status"); got != "SCHEDULED" {
 		t.Errorf("the job's code set its status to %v", got)

@@ -377,7 +377,10 @@ func (s *Service) OpenJob(ctx context.Context, ws resource.ID, job JobRun) error
 		return err
 	}
 	return b.update(ctx, func(t store.Txn) error {
-		if _, err := b.run(t, job.ID); err == nil {
+		if i, err := b.run(t, job.ID); err == nil {
+			if !i.Job { // somebody's own run is no job's to take over
+				return resource.Errorf(409, "JobNameTaken", "There is a run '%s' that is not a job's. Submit the job under another name.", job.ID)
+			}
 			return nil
 		} else if resource.StatusOf(err) != 404 {
 			return err
