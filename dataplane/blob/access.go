@@ -72,3 +72,15 @@ func leaseAfter(old *blobRecord, now time.Time) *lease {
 	}
 	return old.Lease.after(now)
 }
+
+// mayRefer is for operations that leave the blob as it is and make something of it: their conditions are those of changes,
+// and they need no lease; one that is named must be the right one.
+func (s *Service) mayRefer(c conditions, cur *blobRecord) error {
+	if err := c.change(cur.stamp); err != nil {
+		return err
+	}
+	if err := c.checkTags(cur); err != nil {
+		return err
+	}
+	return cur.Lease.allow(s.now(), c.lease, false, leaseOfBlob)
+}

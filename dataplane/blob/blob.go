@@ -99,8 +99,8 @@ func (s *Service) newRecord(u upload) *blobRecord {
 	return rec
 }
 
-// remove deletes a blob.
-func (s *Service) remove(ctx context.Context, a *account, container, name string, cond conditions) error {
+// remove deletes a blob; mode says what happens to its snapshots.
+func (s *Service) remove(ctx context.Context, a *account, container, name, mode string, cond conditions) error {
 	err := s.update(ctx, a, container, func(t store.Txn, c *containerRecord) error {
 		old, err := a.blob(t, c.ID, name)
 		if err != nil {
@@ -112,12 +112,17 @@ func (s *Service) remove(ctx context.Context, a *account, container, name string
 		if err := s.mayChange(cond, old); err != nil {
 			return err
 		}
+		if err := a.dropSnapshots(t, c.ID, name, mode); err != nil || mode == onlySnapshots {
+			return err
+		}
 		loose, err := a.forget(t, c.ID, name)
 		if err != nil {
 			return err
 		}
 		for _, p := range loose {
-			a.discard(t, c.ID, p.Object, "")
+			if err := a.discard(t, c.ID, p.Object, ""); err != nil {
+				return err
+			}
 		}
 		t.Delete(blobKey(a.id, c.ID, name))
 		return a.dropContent(t, c.ID, old, map[string]bool{})
@@ -153,7 +158,7 @@ func (s *Service) stat(ctx context.Context, a *account, container, name string, 
 	var rec *blobRecord
 	err := s.view(ctx, a, container, func(r store.Reader, c *containerRecord) error {
 		var err error
-		if rec, err = a.blob(r, c.ID, name); err != nil {
+		if rec, err = a.blobAt(r, c.ID, name, cond.snapshot); err != nil {
 			return err
 		}
 		if rec == nil {
@@ -201,7 +206,9 @@ func (s *Service) stageBlock(ctx context.Context, a *account, container, name, i
 			return err
 		}
 		if had {
-			a.discard(t, c, old.Object, "")
+			if err := a.discard(t, c, old.Object, ""); err != nil {
+				return err
+			}
 		} else {
 			up.Count++
 		}

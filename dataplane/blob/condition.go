@@ -15,6 +15,7 @@ type conditions struct {
 	ifMatch, ifNoneMatch               []string // ETags without quotes, or "*"; nil: no header
 	ifModifiedSince, ifUnmodifiedSince time.Time
 	tags                               where  // x-ms-if-tags; nil: none
+	snapshot                           string // which state of the blob is meant; empty: the present one
 	lease                              string // x-ms-lease-id; empty: none
 }
 

@@ -180,7 +180,7 @@ func (s *Service) read(ctx context.Context, a *account, container, name string, 
 	var err error
 	rd.release, err = s.pins.look(func() (string, error) {
 		err := s.view(ctx, a, container, func(r store.Reader, c *containerRecord) error {
-			rec, err := a.blob(r, c.ID, name)
+			rec, err := a.blobAt(r, c.ID, name, cond.snapshot)
 			if err != nil {
 				return err
 			}

@@ -11,8 +11,7 @@
 //
 // Contents and metadata are sealed with the account's resource key, so that
 // revoking a customer's key ends every request, those under way included.
-// Snapshots, versions, copies between blobs, shared keys and signatures are
-// refused with a clear error.
+// Versions, copies between blobs, shared keys and signatures are refused with a clear error.
 //
 // The protocol is that of "Blob service REST API" (Microsoft Learn); error
 // codes are those of "Blob service error codes" and "Common REST API error

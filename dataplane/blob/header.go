@@ -179,10 +179,8 @@ func refuseUnsupported(r *http.Request) error {
 		}
 	}
 	q := r.URL.Query()
-	for _, k := range []string{"snapshot", "versionid"} {
-		if q.Get(k) != "" {
-			return resource.NotSupported("Snapshots and versions of blobs (query parameter %s) are not supported.", k)
-		}
+	if q.Get("versionid") != "" {
+		return resource.NotSupported("Versions of blobs (query parameter versionid) are not supported.")
 	}
 	return nil
 }

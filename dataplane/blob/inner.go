@@ -137,7 +137,7 @@ func (s *Service) DeleteBlob(ctx context.Context, caller resource.Caller, accoun
 	if err != nil {
 		return err
 	}
-	err = s.remove(ctx, a, container, name, conditions{})
+	err = s.remove(ctx, a, container, name, "", conditions{})
 	if resource.StatusOf(err) == 404 {
 		err = nil
 	}

@@ -16,12 +16,14 @@ type query struct {
 	delimiter string // "": flat
 	marker    marker
 	limit     int // results, 1 to maxList
+	snapshots bool
 }
 
 // entry is a blob, or (rec nil) a prefix that stands for all names which begin with it.
 type entry struct {
-	name string
-	rec  *blobRecord
+	name     string
+	rec      *blobRecord
+	snapshot string // its time; empty: the blob itself
 }
 
 // marker says where the next page goes on: after a name, or after all names that begin with one.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"casemate.dev/envelope"
@@ -23,29 +24,32 @@ import (
 //	service/{a}                sealed  service properties
 //	container/{a}/{name}       sealed  containerRecord
 //	blob/{a}/{c}/{name}        sealed  blobRecord, what HEAD and lists need
+//	snapshot/{a}/{c}/{name}/{time}  sealed  blobRecord of a snapshot, with a content record of its own
 //	content/{a}/{c}/{id}       sealed  small contents, or the list of parts
 //	upload/{a}/{c}/{hash}      plain   uncommitted blocks of one blob: how many, how old
 //	block/{a}/{c}/{hash}/{id}  plain   one uncommitted block
-//	object/{a}/{c}/{o}         plain   a depot object that some record refers to
+//	object/{a}/{c}/{o}         plain   a depot object, and how many content and block records refer to it
 //	trash/{a}/{c}/{o}          plain   a depot object to be removed
 //	purge/{a}/{c}              plain   a container ({c} empty: an account) to be removed with all below it
 //
 // What the sweeper needs is plain, since it must work while the customer's key is revoked. It says nothing about contents.
 const plane = "blob"
 
-func accountKey(arm resource.ID) string   { return store.Key(plane, "account", arm.Key()) }
-func serviceKey(a string) string          { return store.Key(plane, "service", a) }
-func containerKey(a, name string) string  { return store.Key(plane, "container", a, name) }
-func blobKey(a, c, name string) string    { return store.Key(plane, "blob", a, c, name) }
-func contentKey(a, c, id string) string   { return store.Key(plane, "content", a, c, id) }
-func uploadKey(a, c, hash string) string  { return store.Key(plane, "upload", a, c, hash) }
-func blockKey(a, c, h, id string) string  { return store.Key(plane, "block", a, c, h, id) }
-func blockPrefix(a, c, h string) string   { return store.Prefix(plane, "block", a, c, h) }
-func objectKey(a, c, o string) string     { return store.Key(plane, "object", a, c, o) }
-func trashKey(a, c, o string) string      { return store.Key(plane, "trash", a, c, o) }
-func purgeKey(a, c string) string         { return store.Key(plane, "purge", a, c) }
-func depotPrefix(a string) string         { return plane + "/" + a + "/" }
-func depotKey(a, c, object string) string { return depotPrefix(a) + c + "/" + object }
+func accountKey(arm resource.ID) string        { return store.Key(plane, "account", arm.Key()) }
+func serviceKey(a string) string               { return store.Key(plane, "service", a) }
+func containerKey(a, name string) string       { return store.Key(plane, "container", a, name) }
+func blobKey(a, c, name string) string         { return store.Key(plane, "blob", a, c, name) }
+func snapshotKey(a, c, name, at string) string { return store.Key(plane, "snapshot", a, c, name, at) }
+func snapshotPrefix(a, c, name string) string  { return store.Prefix(plane, "snapshot", a, c, name) }
+func contentKey(a, c, id string) string        { return store.Key(plane, "content", a, c, id) }
+func uploadKey(a, c, hash string) string       { return store.Key(plane, "upload", a, c, hash) }
+func blockKey(a, c, h, id string) string       { return store.Key(plane, "block", a, c, h, id) }
+func blockPrefix(a, c, h string) string        { return store.Prefix(plane, "block", a, c, h) }
+func objectKey(a, c, o string) string          { return store.Key(plane, "object", a, c, o) }
+func trashKey(a, c, o string) string           { return store.Key(plane, "trash", a, c, o) }
+func purgeKey(a, c string) string              { return store.Key(plane, "purge", a, c) }
+func depotPrefix(a string) string              { return plane + "/" + a + "/" }
+func depotKey(a, c, object string) string      { return depotPrefix(a) + c + "/" + object }
 
 // newID is 128 random bits, for incarnations, contents and objects.
 func newID() string {
@@ -318,13 +322,23 @@ func (a *account) forget(t store.Txn, c, name string) (map[string]part, error) {
 	return blocks, nil
 }
 
-// discard hands an object to the sweeper. lineage may be empty for what nobody can be reading.
-func (a *account) discard(t store.Txn, c, object, lineage string) {
-	t.Delete(objectKey(a.id, c, object))
+// discard takes one reference to an object away, and hands it to the sweeper with the last. lineage may be empty for what nobody can be reading.
+func (a *account) discard(t store.Txn, c, object, lineage string) error {
+	key := objectKey(a.id, c, object)
+	n, err := owners(t, key)
+	if err != nil {
+		return err
+	}
+	if n > 1 {
+		t.Put(key, []byte(strconv.Itoa(n-1)))
+		return nil
+	}
+	t.Delete(key)
 	t.Put(trashKey(a.id, c, object), []byte(lineage))
+	return nil
 }
 
-// retain notes that a record refers to the object.
+// retain notes that a first record refers to the object.
 func (a *account) retain(t store.Txn, c, object string) {
 	t.Put(objectKey(a.id, c, object), []byte("1"))
 }
@@ -343,7 +357,9 @@ func (a *account) replace(t store.Txn, c, name string, old, next *blobRecord, bo
 	}
 	for _, id := range slices.Sorted(maps.Keys(loose)) {
 		if p := loose[id]; !keep[p.Object] {
-			a.discard(t, c, p.Object, "")
+			if err := a.discard(t, c, p.Object, ""); err != nil {
+				return err
+			}
 		}
 	}
 	if err := a.saveContent(t, c, next.Content, body); err != nil {
@@ -360,7 +376,9 @@ func (a *account) dropContent(t store.Txn, c string, old *blobRecord, keep map[s
 	for _, p := range body.Parts {
 		if p.Object != "" && !keep[p.Object] {
 			keep[p.Object] = true // a block may stand in the list twice
-			a.discard(t, c, p.Object, old.Lineage)
+			if err := a.discard(t, c, p.Object, old.Lineage); err != nil {
+				return err
+			}
 		}
 	}
 	t.Delete(contentKey(a.id, c, old.Content))

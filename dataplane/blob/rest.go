@@ -72,7 +72,10 @@ func (c *call) parse() error {
 	if err := refuseUnsupported(c.Request.Request); err != nil {
 		return err
 	}
-	c.cond, err = parseConditions(c.Header)
+	if c.cond, err = parseConditions(c.Header); err != nil {
+		return err
+	}
+	c.cond.snapshot, err = c.parseSnapshot()
 	return err
 }
 
@@ -289,6 +292,7 @@ func listBlobs(s *Service, c *call) error {
 	if q.marker, err = parseMarker(params.Get("marker")); err != nil {
 		return err
 	}
+	q.snapshots = hasItem(params.Get("include"), "snapshots")
 	page, next, err := s.list(c.Context(), c.a, c.container, q)
 	if err != nil {
 		return err
@@ -313,7 +317,9 @@ func listBlobs(s *Service, c *call) error {
 // list reads one page of a container.
 func (s *Service) list(ctx context.Context, a *account, container string, q query) (page []entry, next marker, err error) {
 	err = s.view(ctx, a, container, func(r store.Reader, c *containerRecord) error {
-		page, next, err = a.list(r, c.ID, q)
+		if page, next, err = a.list(r, c.ID, q); err == nil && q.snapshots {
+			page, next, err = a.expand(r, c.ID, page, next, q.limit)
+		}
 		return err
 	})
 	return page, next, err

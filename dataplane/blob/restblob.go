@@ -373,14 +373,21 @@ func setBlobMetadata(s *Service, c *call) error {
 }
 
 func deleteBlob(s *Service, c *call) error {
-	switch v := c.Header.Get("x-ms-delete-snapshots"); v {
-	case "", "include":
-	case "only":
-		return resource.NotSupported("Snapshots are not supported; there are none to delete.")
-	default:
+	mode := strings.ToLower(c.Header.Get("x-ms-delete-snapshots"))
+	switch {
+	case mode != "" && mode != withSnapshots && mode != onlySnapshots:
 		return errHeader("x-ms-delete-snapshots", "it must be include or only.")
+	case mode != "" && c.cond.snapshot != "":
+		return errHeader("x-ms-delete-snapshots", "a snapshot has no snapshots.")
 	}
-	if err := s.remove(c.Context(), c.a, c.container, c.blob, c.cond); err != nil {
+	var err error
+	if c.cond.snapshot != "" {
+		c.Remember("snapshot", c.cond.snapshot)
+		err = s.removeSnapshot(c.Context(), c.a, c.container, c.blob, c.cond)
+	} else {
+		err = s.remove(c.Context(), c.a, c.container, c.blob, mode, c.cond)
+	}
+	if err != nil {
 		return err
 	}
 	c.w.Header().Set("x-ms-delete-type-permanent", "true")

@@ -166,7 +166,7 @@ func (s *Service) sweepPurges(ctx context.Context) error {
 // gone, a transaction that is under way for a container no longer commits anything there.
 func (s *Service) purge(ctx context.Context, a, c string) error {
 	below := []string{a}
-	kinds := []string{"blob", "content", "block", "upload"}
+	kinds := []string{"blob", "snapshot", "content", "block", "upload"}
 	if c != "" {
 		below = append(below, c)
 	} else {
@@ -265,7 +265,9 @@ func (s *Service) expire(ctx context.Context, a, c, hash string, old time.Time) 
 				return err
 			}
 			t.Delete(k)
-			acct.discard(t, c, p.Object, "")
+			if err := acct.discard(t, c, p.Object, ""); err != nil {
+				return err
+			}
 		}
 		t.Delete(uploadKey(a, c, hash))
 		return nil

@@ -115,6 +115,7 @@ func (d *document) entry(s *Service, e entry, metadata, tags bool) {
 	}
 	d.open("Blob")
 	d.name(e.name)
+	d.optional("Snapshot", e.snapshot)
 	d.open("Properties")
 	d.elem("Creation-Time", httpTime(e.rec.Created))
 	d.elem("Last-Modified", httpTime(e.rec.Modified))
