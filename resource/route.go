@@ -103,7 +103,7 @@ func (v Versions) Check(version string) error {
 			oldest = have
 		}
 	}
-	if version[:10] >= oldest[:min(10, len(oldest))] {
+	if isDate(version) && isDate(oldest) && version[:10] >= oldest[:10] {
 		return nil
 	}
 	return Errorf(http.StatusBadRequest, "InvalidApiVersionParameter", "The api-version '%s' is too old. Supported are '%s' and newer.", version, strings.Join(v.list, ", "))
@@ -111,16 +111,25 @@ func (v Versions) Check(version string) error {
 
 func checkVersionForm(v string) error {
 	bad := Errorf(http.StatusBadRequest, "InvalidApiVersionParameter", "The api-version '%s' is invalid. Use a date such as 2024-04-01, with -preview behind it where needed.", clip(v, 40))
-	if len(v) >= 10 {
-		if _, err := time.Parse(time.DateOnly, v[:10]); err == nil && len(v) <= 32 && !strings.ContainsAny(v, "/\\ ") {
-			return nil
-		}
+	if len(v) > 32 || strings.ContainsFunc(v, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '-'
+	}) {
+		return bad
 	}
-	// Key Vault's older data-plane versions are numbers: 7.4, 2016-10-01.
-	if len(v) <= 12 && len(v) >= 3 && v[0] >= '0' && v[0] <= '9' && v[1] == '.' {
+	// Key Vault's older data-plane versions are numbers: 7.4, 7.6-preview.2.
+	if isDate(v) || len(v) >= 3 && v[0] >= '0' && v[0] <= '9' && v[1] == '.' {
 		return nil
 	}
 	return bad
+}
+
+// isDate says whether a version begins with a date: the others cannot be compared.
+func isDate(v string) bool {
+	if len(v) < len(time.DateOnly) {
+		return false
+	}
+	_, err := time.Parse(time.DateOnly, v[:len(time.DateOnly)])
+	return err == nil
 }
 
 func clip(s string, n int) string {
