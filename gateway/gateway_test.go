@@ -159,6 +159,8 @@ func TestStages(t *testing.T) {
 		{name: "no version", origin: public, method: "GET", url: m + "/subscriptions/s/resourceGroups/g", token: "good", status: 400, code: "MissingApiVersionParameter"},
 		{name: "old version", origin: public, method: "GET", url: m + "/subscriptions/s/resourceGroups/g?api-version=2001-01-01", token: "good", status: 400, code: "InvalidApiVersionParameter"},
 		{name: "malformed version", origin: public, method: "GET", url: m + "/subscriptions/s/resourceGroups/g?api-version=latest", token: "good", status: 400, code: "InvalidApiVersionParameter"},
+		{name: "version of another kind", origin: public, method: "GET", url: m + "/subscriptions/s/resourceGroups/g?api-version=7.4", token: "good", status: 400, code: "InvalidApiVersionParameter"},
+		{name: "version of another kind without a token", origin: public, method: "GET", url: m + "/subscriptions/s/resourceGroups/g?api-version=7.4", status: 401, code: "AuthenticationFailed"},
 		{name: "body too large", origin: public, method: "PUT", url: g, token: "good", body: strings.Repeat("x", 65), status: 413, code: "RequestBodyTooLarge"},
 		{name: "unknown host", origin: public, method: "GET", url: "https://evil.example/subscriptions", token: "good", status: 421, code: "InvalidHostName"},
 		{name: "unknown vault", origin: public, method: "GET", url: "https://v2.vault.casemate.test/secrets/k?api-version=2024-01-01", token: "good", status: 421, code: "InvalidHostName"},
