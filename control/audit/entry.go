@@ -64,7 +64,7 @@ func (f Filter) match(e *Entry) bool {
 	if !f.From.IsZero() && e.Time.Before(f.From) || !f.To.IsZero() && !e.Time.Before(f.To) {
 		return false
 	}
-	if f.ScopePrefix != "" && !within(e.Scope, f.ScopePrefix) && !within(e.Resource, f.ScopePrefix) {
+	if strings.TrimSuffix(f.ScopePrefix, "/") != "" && !within(e.Scope, f.ScopePrefix) && !within(e.Resource, f.ScopePrefix) {
 		return false
 	}
 	if f.Correlation != "" && !strings.EqualFold(e.Correlation, f.Correlation) {

@@ -364,3 +364,12 @@ func TestARecordLargerThanAFrameIsRefused(t *testing.T) {
 		t.Fatalf("%+v, %v", rep, err)
 	}
 }
+
+// The tenant is the scope of all scopes: what has none lies in it too, signing in for one.
+func TestFilterOfTheTenant(t *testing.T) {
+	for prefix, want := range map[string]bool{"": true, "/": true, "/subscriptions/s": false} {
+		if got := (Filter{ScopePrefix: prefix}).match(&Entry{Operation: "Token_V2"}); got != want {
+			t.Errorf("scope %q chooses an entry without one: %v", prefix, got)
+		}
+	}
+}
