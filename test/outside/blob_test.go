@@ -177,9 +177,9 @@ func testRefusals(p *platform, client *azblob.Client, id, endpoint string) {
 	if resp.StatusCode != http.StatusUnauthorized {
 		p.t.Errorf("reading without a token = %s, want 401", resp.Status)
 	}
-	_, err = client.ServiceClient().NewContainerClient("data").NewAppendBlobClient("log").Create(p.t.Context(), nil)
+	_, err = client.ServiceClient().NewContainerClient("data").NewBlobClient("dir/big").StartCopyFromURL(p.t.Context(), "https://elsewhere.example/b", nil)
 	var re *azcore.ResponseError
 	if !errors.As(err, &re) || re.ErrorCode != "NotSupported" {
-		p.t.Errorf("an append blob: %v", err)
+		p.t.Errorf("a copy from elsewhere: %v", err)
 	}
 }
