@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"casemate.dev/control/audit"
 	"casemate.dev/control/identity"
 	"casemate.dev/dataplane/network"
 	"casemate.dev/dataplane/runtime"
@@ -136,7 +137,7 @@ func (a *App) openMachineLearning(p *parts, later *joints) error {
 		RunToken: func(ctx context.Context, node, id, audience string) (string, error) {
 			t, err := a.identity.RunToken(ctx, node, id, audience)
 			return t.Raw, err
-		}, Log: a.log}
+		}, Refused: a.recordRefusal, Log: a.log}
 	cfg.Runtime = noNodes{}
 	if a.nodes != nil {
 		cfg.Runtime = a.nodes
@@ -157,6 +158,13 @@ func (a *App) openMachineLearning(p *parts, later *joints) error {
 	a.runs = append(a.runs, p.ml.Run)
 	p.add(p.ml.Types(), append(track.Routes(), score.Routes()...))
 	return nil
+}
+
+// recordRefusal puts on the trail that a node has refused changed code or a changed model (THREATS R1, R4).
+func (a *App) recordRefusal(ctx context.Context, r fleet.Refusal) error {
+	return a.audit.Append(ctx, audit.Entry{Phase: audit.PhaseOutcome, Plane: string(resource.PlaneNode), Category: resource.AuditWrite.String(), Operation: "Node_Refuse",
+		Scope: r.ID, Resource: r.ID, Caller: a.platform.Object, CallerName: a.platform.Name, CallerKind: string(a.platform.Kind),
+		Person: r.OnBehalfOf, Run: r.Run, Node: r.Node, Origin: "node", Code: r.Code, Reason: r.Message}, true)
 }
 
 // sealedSecret loads 64 random bytes that are kept sealed, or makes them.
@@ -230,6 +238,12 @@ func (i imagePuller) Ensure(ctx context.Context, c resource.Caller, registry res
 	}
 	host := i.a.addr.authority(strings.ToLower(registry.Name()) + ".azurecr." + i.a.cfg.Domain)
 	img, err := i.a.images.Pull(ctx, image.Pull{Reference: host + "/" + repository + sep + reference, Transport: i.a.gateway.Transport(c)})
+	switch name := repository + sep + reference; {
+	case errors.Is(err, runtime.ErrNoImage):
+		err = resource.Errorf(http.StatusBadRequest, "ImageNotFound", "The image '%s' is not in the registry '%s'. Push it, or correct the environment.", name, registry.Name())
+	case errors.Is(err, image.ErrDenied):
+		err = resource.Errorf(http.StatusForbidden, "ImagePullDenied", "The identity '%s' may not pull the image '%s' from the registry '%s'. It needs the role AcrPull there.", c.DisplayName(), name, registry.Name())
+	}
 	return machinelearning.Image{Digest: img.Digest, Env: img.Env}, err
 }
 

@@ -102,5 +102,5 @@ type Config struct {
 	// Refused hears that a node has refused changed content, before that is acknowledged; optional.
 	Refused func(ctx context.Context, r fleet.Refusal) error
 	Clock   resource.Clock // optional
-	Log         *slog.Logger   // optional
+	Log     *slog.Logger   // optional
 }

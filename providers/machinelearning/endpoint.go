@@ -155,7 +155,11 @@ func (p *Provider) reconcileEndpoint(ctx context.Context, d *resource.Document) 
 		return err
 	}
 	if system := d.String("identity.principalId"); system != "" {
-		if err := p.grant(ctx, system, endpointGrants(ws)); err != nil {
+		grants, err := endpointGrants(ws)
+		if err != nil {
+			return err
+		}
+		if err := p.grant(ctx, system, grants); err != nil {
 			return err
 		}
 	}
@@ -188,7 +192,11 @@ func (p *Provider) removeEndpoint(ctx context.Context, d *resource.Document) err
 			return err
 		}
 		if system := d.String("identity.principalId"); system != "" {
-			if err := p.revoke(ctx, system, endpointGrants(ws)); err != nil {
+			grants, err := endpointGrants(ws)
+			if err != nil {
+				return err
+			}
+			if err := p.revoke(ctx, system, grants); err != nil {
 				return err
 			}
 		}

@@ -15,6 +15,7 @@ import (
 
 // Built-in roles that the platform gives to system-assigned identities, by id (FACTS section 1).
 const (
+	roleBlobDataReader      = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1"
 	roleBlobDataContributor = "ba92f5b4-2d11-453d-a403-e96b0029c9fe"
 	roleSecretsOfficer      = "b86a8fe4-44ce-4948-aee5-eccb2c155cd7"
 	roleAcrPull             = "7f951dda-4ed3-4680-a7ca-43fe172d538d"
@@ -36,14 +37,19 @@ func workspaceGrants(ws workspace) []grant {
 	return out
 }
 
-// endpointGrants let an endpoint's own identity read models and code, write its logs, and pull its image. It could overwrite what
-// it reads; that is found by digest before any of it is used again.
-func endpointGrants(ws workspace) []grant {
-	out := []grant{{ws.storage, roleBlobDataContributor}}
+// endpointGrants let an endpoint's own identity read models and code, write its logs, and pull its image. It writes to the container of
+// artifacts only, for whoever may make an endpoint runs any code with it. What it could overwrite there is found by digest before any of
+// it is used again.
+func endpointGrants(ws workspace) ([]grant, error) {
+	logs, err := resource.ParseID(ws.storage.String() + "/blobServices/default/containers/" + artifactContainer)
+	if err != nil {
+		return nil, fmt.Errorf("naming the container of artifacts: %w", err)
+	}
+	out := []grant{{ws.storage, roleBlobDataReader}, {logs, roleBlobDataContributor}}
 	if !ws.registry.IsTenant() {
 		out = append(out, grant{ws.registry, roleAcrPull})
 	}
-	return out
+	return out, nil
 }
 
 // given are the rights that a workspace and its endpoints get at what the workspace stands on.

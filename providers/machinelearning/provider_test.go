@@ -339,6 +339,16 @@ func TestEndpoint(t *testing.T) {
 	if id, ok := w.p.EndpointOf(t.Context(), "cancer", "local"); !ok || id.String() != endpoint {
 		t.Errorf("host name leads to %v %v", id, ok)
 	}
+	grants, err := w.engine.List(t.Context(), "Microsoft.Authorization/roleAssignments", resource.MustParseID(testStorage))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range grants {
+		if g.String("properties.principalId") == "principal-of-cancer" && strings.HasSuffix(g.String("properties.roleDefinitionId"), roleBlobDataContributor) &&
+			!strings.HasSuffix(g.ID.Parent().String(), "/containers/azureml") {
+			t.Errorf("the endpoint may write to %s", g.ID.Parent())
+		}
+	}
 	done := make(chan error, 1)
 	body := `{"location":"local","sku":{"name":"Default","capacity":1},"properties":{"endpointComputeType":"Managed","model":"azureml:m:1","environmentId":"azureml:env:1",
 		"codeConfiguration":{"codeId":"azureml:code:1","scoringScript":"train.py"},"instanceType":"Standard_F2s_v2"}}`

@@ -35,6 +35,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/klauspost/compress/zstd"
 
 	"casemate.dev/dataplane/runtime"
@@ -197,7 +198,7 @@ func (s *Store) Pull(ctx context.Context, p Pull) (Image, error) {
 	desc, err := remote.Get(ref, remote.WithContext(ctx), remote.WithAuth(auth), remote.WithTransport(secure{p.Transport}),
 		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: architecture}), remote.WithUserAgent("casemate"))
 	if err != nil {
-		return Image{}, fmt.Errorf("pulling image %s: %w", ref, err)
+		return Image{}, fmt.Errorf("pulling image %s: %w", ref, refusal(err))
 	}
 	remoteImage, err := desc.Image()
 	if err != nil {
@@ -217,6 +218,23 @@ func (s *Store) Pull(ctx context.Context, p Pull) (Image, error) {
 		}
 	}
 	return img, nil
+}
+
+// ErrDenied is wrapped by Pull when the registry does not let the caller have the image.
+var ErrDenied = errors.New("the registry refuses")
+
+// refusal tells a registry's answers apart (OCI Distribution Specification 1.1, "Error Codes").
+func refusal(err error) error {
+	var e *transport.Error
+	if errors.As(err, &e) {
+		switch e.StatusCode {
+		case http.StatusNotFound:
+			return fmt.Errorf("%w: %w", runtime.ErrNoImage, err)
+		case http.StatusUnauthorized, http.StatusForbidden:
+			return fmt.Errorf("%w: %w", ErrDenied, err)
+		}
+	}
+	return err
 }
 
 // Add unpacks an image that the caller has in hand.
