@@ -45,14 +45,14 @@ func main() {
 	}
 }
 
-// addresses prints the node's own.
+// addresses prints the node's own in its network.
 func addresses() error {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
 		return err
 	}
 	for _, a := range all {
-		if ip, ok := a.(*net.IPNet); ok && ip.IP.To4() != nil && !ip.IP.IsLoopback() {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.To4() != nil && ip.IP.IsPrivate() {
 			fmt.Println("ADDRESS", ip.IP)
 		}
 	}
