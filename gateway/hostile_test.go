@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -72,5 +73,42 @@ func TestBodyThatNeverComes(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A connection does not outlive the place where it entered: an endpoint that was taken away serves nobody.
+func TestConnectionsEndWithTheirListener(t *testing.T) {
+	f := newWorld()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- f.gateway(t).Serve(t.Context(), Listener{Listener: ln}, time.Second) }()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	r := bufio.NewReader(c)
+	ask := func() error {
+		fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: management.casemate.test\r\n\r\n")
+		res, err := http.ReadResponse(r, nil)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, res.Body)
+		return err
+	}
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	if err := <-done; err != nil && !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	if err := ask(); err == nil {
+		t.Error("the connection outlived its listener")
 	}
 }

@@ -68,7 +68,8 @@ func (g *Gateway) Serve(ctx context.Context, l Listener, grace time.Duration) er
 	select {
 	case err := <-done:
 		if errors.Is(err, net.ErrClosed) {
-			return nil // the owner of the listener took it away
+			// The owner of the listener took it away: the place where its connections entered is no more, so they end too.
+			return srv.Close()
 		}
 		return fmt.Errorf("serving %s: %w", l.Listener.Addr(), err)
 	case <-ctx.Done():
