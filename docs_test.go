@@ -9,17 +9,24 @@ import (
 )
 
 var (
-	namedTest = regexp.MustCompile("`([a-z][a-z0-9/]*) ((?:Test|Fuzz)[A-Za-z0-9_]+)`")
+	namedTest = regexp.MustCompile("`([a-z][a-z0-9/]*) ((?:Test|Fuzz)[A-Za-z0-9_]+)(?:/([A-Za-z0-9_]+))?`")
+	namedStep = regexp.MustCompile(`\*demo: ([^*]+)\*`)
 	markLink  = regexp.MustCompile(`\]\(([^)#:]+)\)`)
+	routeName = regexp.MustCompile(`\{"([A-Z][A-Za-z]*_[A-Za-z]+)", `)
 )
 
 // documents are what people read first and what promises something.
 var documents = []string{
-	"README.md", "ARCHITECTURE.md", "SECURITY.md", "docs/conformance/README.md", "docs/attacks.md", "docs/development.md", "docs/adr/README.md",
+	"README.md", "ARCHITECTURE.md", "SECURITY.md", "docs/conformance/README.md", "docs/conformance/blob.md", "docs/conformance/keyvault.md", "docs/attacks.md",
+	"docs/development.md", "docs/adr/README.md",
 }
 
-// TestDocumentsNameWhatExists keeps documents from naming tests and pages that are not there.
+// TestDocumentsNameWhatExists keeps documents from naming tests, steps of the demonstration and pages that are not there.
 func TestDocumentsNameWhatExists(t *testing.T) {
+	steps, err := os.ReadFile("cmd/casemate/demo/demo.go")
+	if err != nil {
+		t.Fatal(err)
+	}
 	tests := map[string]string{} // folder → its test files, as text
 	for _, doc := range documents {
 		raw, err := os.ReadFile(doc)
@@ -33,6 +40,14 @@ func TestDocumentsNameWhatExists(t *testing.T) {
 			}
 			if !strings.Contains(tests[m[1]], "func "+m[2]+"(") {
 				t.Errorf("%s names %s of %s, which does not exist", doc, m[2], m[1])
+			}
+			if m[3] != "" && !strings.Contains(tests[m[1]], `"`+m[3]+`"`) {
+				t.Errorf("%s names %s of %s %s, which does not exist", doc, m[3], m[1], m[2])
+			}
+		}
+		for _, m := range namedStep.FindAllStringSubmatch(string(raw), -1) {
+			if !strings.Contains(string(steps), `{"`+m[1]+`", `) {
+				t.Errorf("%s names the step %q, which the demonstration does not have", doc, m[1])
 			}
 		}
 		for _, m := range markLink.FindAllStringSubmatch(string(raw), -1) {
@@ -58,6 +73,42 @@ func testText(t *testing.T, dir string) string {
 		b.Write(raw)
 	}
 	return b.String()
+}
+
+// TestOperationsAreListed wants every operation of the two large protocols in its table, and those that only answer "not
+// supported" listed as missing.
+func TestOperationsAreListed(t *testing.T) {
+	for doc, from := range map[string]struct{ file, unsupported string }{
+		"docs/conformance/blob.md":     {"dataplane/blob/routes.go", "var missing ="},
+		"docs/conformance/keyvault.md": {"dataplane/vault/routes.go", "func unsupportedRows()"},
+	} {
+		raw, err := os.ReadFile(doc)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		routes, err := os.ReadFile(from.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		built, not, _ := strings.Cut(string(routes), from.unsupported)
+		wantListed(t, doc, string(raw), built, false)
+		wantListed(t, doc, string(raw), not, true)
+	}
+}
+
+func wantListed(t *testing.T, doc, text, routes string, missing bool) {
+	t.Helper()
+	for _, m := range routeName.FindAllStringSubmatch(routes, -1) {
+		_, rest, ok := strings.Cut(text, "`"+m[1]+"`")
+		if !ok {
+			t.Errorf("%s does not list %s", doc, m[1])
+			continue
+		}
+		if line, _, _ := strings.Cut(rest, "\n"); strings.Contains(line, "| missing |") != missing {
+			t.Errorf("%s: %s is missing: %t", doc, m[1], missing)
+		}
+	}
 }
 
 // TestDependenciesAreExplained wants a paragraph in docs/dependencies.md for each module that go.mod requires directly.
