@@ -284,6 +284,21 @@ func TestDeployments(t *testing.T) {
 	if err := <-deployed; err != nil {
 		t.Fatal(err)
 	}
+	// Asking again while one instance is being replaced takes nothing down.
+	node, _, _ := w.serving.Borrow(spec.ID)
+	w.runtime.mu.Lock()
+	for _, n := range w.runtime.nodes {
+		if n.ID() == node {
+			n.end(runtime.Exit{}, false)
+		}
+	}
+	w.runtime.mu.Unlock()
+	replacement := w.node() // the failure is known by now
+	deploy()
+	replacement.say(agent.Event{State: agent.StateReady})
+	if err := <-deployed; err != nil {
+		t.Fatalf("asking again for a deployment that heals: %v", err)
+	}
 	spec.Revision = "2"
 	deploy()
 	n := w.node()

@@ -40,12 +40,13 @@ type Serving struct {
 }
 
 type deployment struct {
-	spec   DeploymentSpec
-	stop   context.CancelFunc
-	done   sync.WaitGroup
-	ready  map[string]int // requests in flight on each ready node
-	failed error          // of the newest instance that ended
-	change chan struct{}  // closed and replaced when ready or failed changes
+	spec     DeploymentSpec
+	stop     context.CancelFunc
+	done     sync.WaitGroup
+	ready    map[string]int // requests in flight on each ready node
+	failed   error          // of the newest instance that ended
+	failures int            // counts them
+	change   chan struct{}  // closed and replaced when ready or failed changes
 }
 
 // Start and replacement pauses of an instance that keeps ending.
@@ -120,6 +121,10 @@ func (v *Serving) Deploy(ctx context.Context, spec DeploymentSpec) error {
 	old := v.deployments[fold(spec.ID)]
 	serving := v.base != nil
 	same := old != nil && old.spec == spec
+	before := 0 // failures before this was asked for, whose replacements are on the way
+	if same {
+		before = old.failures
+	}
 	v.mu.Unlock()
 	if !serving {
 		return errNotServing
@@ -138,7 +143,7 @@ func (v *Serving) Deploy(ctx context.Context, spec DeploymentSpec) error {
 		v.beginLocked(spec)
 		v.mu.Unlock()
 	}
-	if err := v.await(ctx, spec); err != nil {
+	if err := v.await(ctx, spec, before); err != nil {
 		if ctx.Err() != nil {
 			return err // asked again later; the instances go on starting
 		}
@@ -147,8 +152,8 @@ func (v *Serving) Deploy(ctx context.Context, spec DeploymentSpec) error {
 	return nil
 }
 
-// await blocks until every instance is ready or one has failed.
-func (v *Serving) await(ctx context.Context, spec DeploymentSpec) error {
+// await blocks until every instance is ready or one has failed after so many failures.
+func (v *Serving) await(ctx context.Context, spec DeploymentSpec, before int) error {
 	for {
 		v.mu.Lock()
 		d := v.deployments[fold(spec.ID)]
@@ -156,12 +161,12 @@ func (v *Serving) await(ctx context.Context, spec DeploymentSpec) error {
 			v.mu.Unlock()
 			return fmt.Errorf("deployment %s was replaced meanwhile", spec.ID)
 		}
-		ready, failed, change := len(d.ready), d.failed, d.change
+		ready, failed, fresh, change := len(d.ready), d.failed, d.failures > before, d.change
 		v.mu.Unlock()
 		if ready >= spec.Instances {
 			return nil
 		}
-		if failed != nil {
+		if failed != nil && fresh {
 			return failed
 		}
 		select {
@@ -214,7 +219,7 @@ func (v *Serving) keep(ctx context.Context, d *deployment) {
 		}
 		v.cfg.Log.Warn("deployment instance ended", "deployment", d.spec.ID, "cause", err)
 		v.mu.Lock()
-		d.failed = err
+		d.failed, d.failures = err, d.failures+1
 		d.changedLocked()
 		v.mu.Unlock()
 		t := time.NewTimer(pause)
