@@ -273,6 +273,45 @@ func (r *rotations) check(t *testing.T, w *world) {
 	}
 }
 
+// assets registers version after version in the workspace, whose documents lie under the customer's key.
+type assets struct{ counter }
+
+func (s *assets) String() string { return fmt.Sprintf("%d asset versions", s.acked) }
+
+func (s *assets) id(w *world, n int) string {
+	return fmt.Sprintf("%s/data/scans/versions/%d", w.workspace, n)
+}
+
+func (s *assets) step(ctx context.Context, w *world) error {
+	s.tried = s.acked + 1
+	_, err := w.acknowledged(ctx, harness.Call{Method: http.MethodPut, URL: w.URL("management", s.id(w, s.tried)+"?api-version="+harness.VersionML), As: w.Admin, Body: map[string]any{
+		"properties": map[string]any{"dataType": "uri_file", "dataUri": w.URL(w.blobHost, "/data/lecture"), "description": fmt.Sprint("scan ", s.tried)}}})
+	if err == nil {
+		s.acked = s.tried
+	}
+	return err
+}
+
+// check reads the newest versions, and that the key in use is one that the vault knows.
+func (s *assets) check(t *testing.T, w *world) {
+	t.Helper()
+	is := s.acked
+	for n := max(1, s.acked-20); n <= s.tried; n++ {
+		a := get(t, w, w.URL("management", s.id(w, n)+"?api-version="+harness.VersionML))
+		if a.Status == http.StatusOK && a.Field("properties.description") == fmt.Sprint("scan ", n) {
+			is = max(is, n)
+		} else if n <= s.acked {
+			t.Errorf("acknowledged asset version %d = %v", n, a)
+		}
+	}
+	s.settle(t, "the asset", is)
+	a := get(t, w, w.URL("management", w.workspace+"?api-version="+harness.VersionML))
+	kid := a.Field("properties.encryption.keyVaultProperties.effectiveKeyIdentifier")
+	if v := get(t, w, kid+"?api-version=7.4"); a.Status != http.StatusOK || v.Status != http.StatusOK {
+		t.Errorf("the workspace = %v; its key in use %q = %v", a, kid, v)
+	}
+}
+
 // tags writes one ARM document again and again.
 type tags struct{ counter }
 

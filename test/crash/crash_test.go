@@ -23,6 +23,7 @@ import (
 type world struct {
 	*harness.Server
 	group, vault, account, sealed   string // ARM ids; sealed is an account under a customer's key
+	workspace                       string // ARM id; under the same key
 	vaultHost, blobHost, sealedHost string
 	student                         *harness.Principal
 	clients                         []client
@@ -54,7 +55,7 @@ func newWorld(t *testing.T, o harness.Options) *world {
 	}
 	w.clients = []client{
 		&blobs{host: w.blobHost, name: "plain"}, &blobs{host: w.sealedHost, name: "sealed"}, &blocks{host: w.blobHost}, &overwrites{host: w.sealedHost},
-		&secrets{}, &rotations{}, &tags{}, &groups{}, &assignments{},
+		&secrets{}, &rotations{}, &assets{}, &tags{}, &groups{}, &assignments{},
 	}
 	return w
 }
@@ -65,13 +66,21 @@ func (w *world) sealUnderCustomerKey(t *testing.T) {
 	w.Must(t, harness.Call{Method: http.MethodPost, URL: w.keyURL("master", "/create"), As: w.Admin, Body: map[string]any{"kty": "RSA", "key_size": 2048}})
 	identity := w.group + "/providers/Microsoft.ManagedIdentity/userAssignedIdentities/sealer"
 	made := w.MustARM(t, http.MethodPut, identity, "2023-01-31", map[string]any{"location": "local"})
-	w.Grant(t, w.vault, harness.RoleCryptoEncryption, &harness.Principal{ObjectID: made.Field("properties.principalId")})
+	sealer := &harness.Principal{ObjectID: made.Field("properties.principalId")}
+	w.Grant(t, w.vault, harness.RoleCryptoEncryption, sealer)
+	w.Grant(t, w.account, harness.RoleBlobContributor, sealer)
 	name := "sa" + harness.Suffix()
 	w.sealed, w.sealedHost = w.group+"/providers/Microsoft.Storage/storageAccounts/"+name, name+".blob.core"
 	w.MustARM(t, http.MethodPut, w.sealed, harness.VersionStorage, map[string]any{"location": "local", "kind": "StorageV2", "sku": map[string]any{"name": "Standard_LRS"},
 		"identity": map[string]any{"type": "UserAssigned", "userAssignedIdentities": map[string]any{identity: map[string]any{}}},
 		"properties": map[string]any{"encryption": map[string]any{"keySource": "Microsoft.Keyvault", "identity": map[string]any{"userAssignedIdentity": identity},
 			"keyvaultproperties": map[string]any{"keyname": "master", "keyvaulturi": w.URL(w.vaultHost, "")}}}})
+	w.workspace = w.group + "/providers/Microsoft.MachineLearningServices/workspaces/ws-" + harness.Suffix()
+	w.MustARM(t, http.MethodPut, w.workspace, harness.VersionML, map[string]any{"location": "local",
+		"identity": map[string]any{"type": "UserAssigned", "userAssignedIdentities": map[string]any{identity: map[string]any{}}},
+		"properties": map[string]any{"storageAccount": w.account, "keyVault": w.vault, "primaryUserAssignedIdentity": identity,
+			"encryption": map[string]any{"status": "Enabled", "identity": map[string]any{"userAssignedIdentity": identity},
+				"keyVaultProperties": map[string]any{"keyVaultArmId": w.vault, "keyIdentifier": w.URL(w.vaultHost, "/keys/master")}}}})
 }
 
 func (w *world) keyURL(name, rest string) string {
