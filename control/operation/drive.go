@@ -60,7 +60,7 @@ func (e *Engine) settleOrphans(ctx context.Context, left []task) error {
 	for _, t := range left {
 		waited[t.Operation] = true
 	}
-	for _, s := range e.ops.running() {
+	for _, s := range e.interrupted {
 		if waited[s.ID] {
 			continue
 		}

@@ -53,7 +53,9 @@ type Engine struct {
 	locks keyedMutex
 	tasks chan task
 	ops   *operations
-	kids  sync.WaitGroup // tasks waiting for a worker or for their time
+	// interrupted are the operations that an earlier process left running; Run sees to them.
+	interrupted []*status
+	kids        sync.WaitGroup // tasks waiting for a worker or for their time
 	// closing is closed when Run ends.
 	closing chan struct{}
 }
@@ -119,6 +121,7 @@ func (e *Engine) Load(ctx context.Context) error {
 	if err := e.ops.load(ctx); err != nil {
 		return err
 	}
+	e.interrupted = e.ops.running() // all of an earlier process: nothing is served yet
 	for _, t := range e.order {
 		var found []*record
 		err := e.cfg.Store.View(ctx, func(r store.Reader) error {

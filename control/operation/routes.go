@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -290,6 +291,11 @@ func (e *Engine) writePage(w http.ResponseWriter, r *resource.Request, t *typeIn
 			return resource.Invalid("$top", "The value '%s' of $top is not a positive number.", clip(s))
 		}
 		size = min(n, pageSize)
+	}
+	if len(docs) > size || q.Has("$skipToken") { // filters may add documents in an order of their own; pages need one
+		slices.SortFunc(docs, func(a, b *resource.Document) int {
+			return strings.Compare(storeKey(t.Name, a.ID), storeKey(t.Name, b.ID))
+		})
 	}
 	if s := q.Get("$skipToken"); s != "" {
 		after, err := base64.RawURLEncoding.DecodeString(s)
