@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +13,9 @@ import (
 // attachLoop binds a free loop device to the image (loop(4)). With LO_FLAGS_AUTOCLEAR the device frees itself when its last user goes: the mount,
 // or the returned file if mounting fails.
 func attachLoop(image string) (*os.File, error) {
+	if dev, err := attachedLoop(image); dev != nil || err != nil {
+		return dev, err
+	}
 	backing, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("opening volume image: %w", err)
@@ -53,52 +55,68 @@ func attachLoop(image string) (*os.File, error) {
 	return nil, errors.New("no loop device stays free")
 }
 
-// Freeing a device ends with its last user: a mount namespace may be on its way out for a moment after its last process.
-const (
-	freeTime  = 15 * time.Second
-	freePause = 10 * time.Millisecond
-)
-
-// detachLoops frees loop devices whose image lies below dir and waits until they are free: a file system that is still mounted somewhere must not be
-// mounted a second time through another device, since each would overwrite what the other believes.
+// detachLoops frees loop devices whose image lies below dir. One that is in use is freed with its last user: a mount namespace may be on its way
+// out after its last process, and one that was copied from ours may stay.
 func detachLoops(dir string) error {
-	for end := time.Now().Add(freeTime); ; time.Sleep(freePause) {
-		busy, err := freeLoops(dir)
-		if err != nil || len(busy) == 0 {
-			return err
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("volumes below %s are still in use through %s: a process of an earlier server or a copied mount namespace holds them", dir, strings.Join(busy, ", "))
-		}
-	}
-}
-
-// freeLoops asks for the devices to be freed and returns those that it saw.
-func freeLoops(dir string) (busy []string, _ error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
-		return nil, fmt.Errorf("resolving volume directory: %w", err)
+		return fmt.Errorf("resolving volume directory: %w", err)
 	}
-	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	names, err := loopsOf(func(backing string) bool { return strings.HasPrefix(backing, dir+"/") })
 	if err != nil {
-		return nil, fmt.Errorf("listing loop devices: %w", err)
+		return err
 	}
-	for _, file := range files {
-		backing, err := os.ReadFile(file)
-		if err != nil || !strings.HasPrefix(string(backing), dir+"/") {
-			continue // a device that vanished meanwhile has no backing file any more
-		}
-		name := filepath.Base(filepath.Dir(filepath.Dir(file)))
-		dev, err := os.OpenFile("/dev/"+name, os.O_RDONLY, 0)
+	for _, name := range names {
+		dev, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0)
 		if err != nil {
-			return nil, fmt.Errorf("opening stale loop device: %w", err)
+			return fmt.Errorf("opening stale loop device: %w", err)
 		}
 		_, err = unix.IoctlRetInt(int(dev.Fd()), unix.LOOP_CLR_FD)
 		dev.Close()
 		if err != nil && !errors.Is(err, unix.ENXIO) {
-			return nil, fmt.Errorf("freeing loop device: %w", err)
+			return fmt.Errorf("freeing loop device: %w", err)
 		}
-		busy = append(busy, name)
 	}
-	return busy, nil
+	return nil
+}
+
+// loopsOf lists loop devices by the image behind them.
+func loopsOf(match func(backing string) bool) ([]string, error) {
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, fmt.Errorf("listing loop devices: %w", err)
+	}
+	var names []string
+	for _, file := range files {
+		backing, err := os.ReadFile(file)
+		if err == nil && match(strings.TrimSuffix(string(backing), "\n")) { // a device that vanished meanwhile has no backing file any more
+			names = append(names, filepath.Base(filepath.Dir(filepath.Dir(file))))
+		}
+	}
+	return names, nil
+}
+
+// attachedLoop returns the device that the image is bound to already, open, or nil. A file system that is still mounted somewhere must not be mounted
+// through a second device: each would overwrite what the other believes. Through the same device it is the same file system.
+func attachedLoop(image string) (*os.File, error) {
+	image, err := filepath.Abs(image)
+	if err != nil {
+		return nil, fmt.Errorf("resolving volume image: %w", err)
+	}
+	names, err := loopsOf(func(backing string) bool { return backing == image })
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		dev, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0)
+		if err != nil {
+			continue // it has just been freed
+		}
+		// Open, it can no longer be freed; until then it could, and be somebody else's now.
+		if now, err := os.ReadFile("/sys/block/" + name + "/loop/backing_file"); err == nil && strings.TrimSuffix(string(now), "\n") == image {
+			return dev, nil
+		}
+		dev.Close()
+	}
+	return nil, nil
 }

@@ -147,6 +147,53 @@ func TestPersistentVolumeNeedsItsKey(t *testing.T) {
 	}
 }
 
+// TestPersistentVolumeIsMountedOnce opens a volume again as a new server does, while a copied mount namespace still holds what a killed one had
+// mounted: it must be the same file system, since two of them on one image destroy it.
+func TestPersistentVolumeIsMountedOnce(t *testing.T) {
+	d := drivers(t)[0].(Fscrypt)
+	spec := Spec{ID: "images", Bytes: 64 << 20, Key: randomKey()}
+	v, err := d.Create(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private", "sh", "-c", "echo held; exec sleep 60")
+	out, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := os.WriteFile(filepath.Join(v.Path(), name), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := Cleanup(d.Dir); err != nil { // nobody has closed it
+			t.Fatal(err)
+		}
+		if v, err = d.Create(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(v.Path(), name))
+		if err != nil || string(got) != name {
+			t.Errorf("read %q, %v", got, err)
+		}
+		if loops, err := loopsOf(func(backing string) bool { return backing == v.Raw() }); err != nil || len(loops) != 1 {
+			t.Errorf("loop devices %v, %v, want one", loops, err)
+		}
+	}
+	if err := holder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = holder.Wait() // it was killed
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestCleanupRemovesLeftovers(t *testing.T) {
 	ds := drivers(t)
 	dir := ds[0].(Fscrypt).Dir
