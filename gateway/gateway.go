@@ -226,7 +226,7 @@ func (g *Gateway) writeError(x *exchange, e *resource.Error) {
 }
 
 // finish completes the record, releases the request's time limit and turns a panic into an internal error: the only
-// recover of the platform.
+// recover of the platform beside that of the operation engine's workers.
 func (g *Gateway) finish(x *exchange) {
 	p := recover()
 	if p != nil && p != http.ErrAbortHandler {

@@ -54,33 +54,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	return err
 }
 
-// settleOrphans ends the operations whose work ended just before a crash: their clients still poll.
-func (e *Engine) settleOrphans(ctx context.Context, left []task) error {
-	waited := map[string]bool{}
-	for _, t := range left {
-		waited[t.Operation] = true
-	}
-	for _, s := range e.interrupted {
-		if waited[s.ID] {
-			continue
-		}
-		id, err := resource.ParseID(s.Resource)
-		if err != nil {
-			return err
-		}
-		var fault *resource.Error // of a document that is gone there is none: it was deleted
-		if t, err := e.typeOf(id); err == nil {
-			if r, err := e.load(ctx, t, id); err == nil {
-				fault = r.Fault.asError()
-			}
-		}
-		if err := e.ops.finish(ctx, s.ID, fault); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (e *Engine) unfinished(ctx context.Context) ([]task, error) {
 	var out []task
 	err := e.cfg.Store.View(ctx, func(r store.Reader) error {
@@ -307,7 +280,7 @@ func (e *Engine) mayRemove(ctx context.Context, t *typeInfo, id resource.ID, r *
 	if err != nil {
 		return err
 	}
-	return t.MayRemove(ctx, d)
+	return e.guarded(t.MayRemove)(ctx, d)
 }
 
 // removeTree removes everything below id and then id, deepest first. What is refused because something else still uses it
@@ -401,7 +374,7 @@ func (e *Engine) removeOne(ctx context.Context, t *typeInfo, id resource.ID) err
 		d.Remember("systemAssigned", true)
 	}
 	if t.Remove != nil {
-		if err := t.Remove(ctx, d); err != nil {
+		if err := e.guarded(t.Remove)(ctx, d); err != nil {
 			return err
 		}
 	}

@@ -196,6 +196,33 @@ func (o *operations) wait(ctx context.Context, id string) (*status, error) {
 	}
 }
 
+// settleOrphans ends the operations whose work ended just before a crash: their clients still poll.
+func (e *Engine) settleOrphans(ctx context.Context, left []task) error {
+	waited := map[string]bool{}
+	for _, t := range left {
+		waited[t.Operation] = true
+	}
+	for _, s := range e.interrupted {
+		if waited[s.ID] {
+			continue
+		}
+		id, err := resource.ParseID(s.Resource)
+		if err != nil {
+			return err
+		}
+		var fault *resource.Error // of a document that is gone there is none: it was deleted
+		if t, err := e.typeOf(id); err == nil {
+			if r, err := e.load(ctx, t, id); err == nil {
+				fault = r.Fault.asError()
+			}
+		}
+		if err := e.ops.finish(ctx, s.ID, fault); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // links are the headers of an answer whose work goes on.
 func (e *Engine) links(h http.Header, t *typeInfo, id resource.ID, op, version string) {
 	sub := id.Subscription()

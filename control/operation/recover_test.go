@@ -307,3 +307,36 @@ func TestOldOperationsAreForgotten(t *testing.T) {
 		}
 	}
 }
+
+// A document that a provider cannot bear fails alone: it must not end the process, at this start or at the next.
+func TestADocumentThatPanics(t *testing.T) {
+	for _, async := range []bool{false, true} {
+		s := storetest.New(t)
+		typ := plainType()
+		typ.Async = async
+		var fatal atomic.Bool
+		fatal.Store(true)
+		work := func(_ context.Context, d *resource.Document) error {
+			if fatal.Load() {
+				panic("secret detail")
+			}
+			return nil
+		}
+		typ.Reconcile, typ.Remove = work, work
+		h := open(t, s, typ)
+		_, err := h.tryPut(thing, `{"location":"local"}`)
+		if resource.StatusOf(err) != 500 || strings.Contains(resource.AsError(err).Message, "secret detail") {
+			t.Errorf("PUT (asynchronous %v): %v", async, err)
+		}
+		if err := h.engine.Delete(t.Context(), admin, resource.MustParseID(thing)); resource.StatusOf(err) != 500 {
+			t.Errorf("DELETE (asynchronous %v): %v", async, err)
+		}
+		h.stop()
+		h = open(t, s, typ)
+		fatal.Store(false)
+		if err := h.engine.Delete(t.Context(), admin, resource.MustParseID(thing)); err != nil {
+			t.Errorf("DELETE (asynchronous %v): %v", async, err)
+		}
+		h.stop()
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -427,12 +428,26 @@ func (e *Engine) reconcile(ctx context.Context, t *typeInfo, r *record) error {
 		return err
 	}
 	if t.Reconcile != nil {
-		if err := t.Reconcile(ctx, d); err != nil {
+		if err := e.guarded(t.Reconcile)(ctx, d); err != nil {
 			return err
 		}
 	}
 	r.adopt(d)
 	return nil
+}
+
+// guarded turns a panic over a document into a final error. Requests have the gateway's recover; what is unfinished is worked on
+// outside of any request and again at each start, so one document that a provider cannot bear would end the platform for good.
+func (e *Engine) guarded(work func(context.Context, *resource.Document) error) func(context.Context, *resource.Document) error {
+	return func(ctx context.Context, d *resource.Document) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				e.cfg.Logger.Error("a provider panicked", "id", d.ID.String(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				err = resource.Internal(fmt.Errorf("working on %s: panic: %v", d.ID, p))
+			}
+		}()
+		return work(ctx, d)
+	}
 }
 
 // final says that trying again will not help.
@@ -460,7 +475,7 @@ func (e *Engine) undo(ctx context.Context, t *typeInfo, id resource.ID, old, nex
 			return err
 		}
 		if t.Remove != nil {
-			if err := t.Remove(ctx, d); err != nil {
+			if err := e.guarded(t.Remove)(ctx, d); err != nil {
 				e.cfg.Logger.Error("undoing a failed creation", "id", id.String(), "cause", err)
 				next.State, next.Fault = resource.StateFailed, toFault(resource.AsError(err))
 				return e.save(ctx, t, id, next, nil)
