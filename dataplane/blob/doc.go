@@ -11,7 +11,8 @@
 //
 // Contents and metadata are sealed with the account's resource key, so that
 // revoking a customer's key ends every request, those under way included.
-// Versions, copies between blobs, shared keys and signatures are refused with a clear error.
+// Copies stay within one account. Versions, soft delete, shared keys and
+// signatures are refused with a clear error.
 //
 // The protocol is that of "Blob service REST API" (Microsoft Learn); error
 // codes are those of "Blob service error codes" and "Common REST API error

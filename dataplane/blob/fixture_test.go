@@ -24,6 +24,9 @@ import (
 
 var testAccount = resource.MustParseID("/subscriptions/11111111-1111-1111-1111-111111111111/resourceGroups/rg/providers/Microsoft.Storage/storageAccounts/acct1")
 
+// testHost is where the account is reached.
+const testHost = "acct1.blob.core.casemate.localhost"
+
 const testKeyURL = "https://kv1.vault.casemate.localhost/keys/k1"
 
 // fixture is the service over real keys and a real store, behind the smallest gateway that can run its rows.
@@ -36,11 +39,12 @@ type fixture struct {
 	vault  *fakeVault
 	inner  *fakeInner
 	routes []resource.Route
+	host   string
 }
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	f := &fixture{t: t, store: storetest.New(t), depot: &memoryDepot{objects: map[string][]byte{}}, vault: &fakeVault{}, inner: &fakeInner{}}
+	f := &fixture{t: t, store: storetest.New(t), depot: &memoryDepot{objects: map[string][]byte{}}, vault: &fakeVault{}, inner: &fakeInner{}, host: testHost}
 	root, err := envelope.OpenRoot("", t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -155,6 +159,7 @@ func (w *trackedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (f *fixture) do(method, target, body string, headers ...string) *httptest.ResponseRecorder {
 	f.t.Helper()
 	r := httptest.NewRequest(method, target, strings.NewReader(body))
+	r.Host = f.host
 	r.Header.Set("x-ms-version", "2026-12-06")
 	for i := 0; i+1 < len(headers); i += 2 {
 		if headers[i+1] == "" {

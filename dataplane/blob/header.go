@@ -168,7 +168,6 @@ var refusals = []struct{ header, what string }{
 	{"x-ms-legal-hold", "Legal holds"},
 	{"x-ms-structured-body", "Structured message bodies"},
 	{"x-ms-source-lease-id", "Leases"},
-	{"x-ms-copy-source", "Copies from a URL"},
 }
 
 // refuseUnsupported looks for requests that mean more than this service does.

@@ -102,6 +102,7 @@ type blobRecord struct {
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Lease    *lease            `json:"lease,omitempty"`
 	Tags     map[string]string `json:"tags,omitempty"`
+	Copied   *copied           `json:"copied,omitempty"`   // nil: not by Copy Blob
 	Kind     string            `json:"kind,omitempty"`     // empty: a block blob
 	Blocks   int               `json:"blocks,omitempty"`   // of an append blob
 	Sealed   bool              `json:"sealed,omitempty"`   // an append blob to which nothing may be added

@@ -203,6 +203,7 @@ func (c *call) describe(s *Service, rec *blobRecord) {
 	h.Set("Accept-Ranges", "bytes")
 	h.Set("x-ms-creation-time", httpTime(rec.Created))
 	c.ofKind(rec)
+	c.copiedFrom(rec)
 	c.lease(s, rec.Lease)
 	h.Set("x-ms-server-encrypted", "true")
 }

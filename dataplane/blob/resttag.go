@@ -17,10 +17,14 @@ import (
 
 // permit asks for one more permission than the row did: some headers need their own. The decision is recorded as any.
 func (s *Service) permit(c *call, action string, category resource.Category) error {
+	return s.permitIn(c, c.container, action, category)
+}
+
+func (s *Service) permitIn(c *call, container, action string, category resource.Category) error {
 	if s.inner == nil {
 		return errors.New("blob: no way in to ask for permissions")
 	}
-	done, err := s.inner.Enter(c.Context(), c.Caller, action, true, scopeOf(c.a.arm, c.container), category)
+	done, err := s.inner.Enter(c.Context(), c.Caller, action, true, scopeOf(c.a.arm, container), category)
 	if err != nil {
 		return err
 	}
@@ -28,8 +32,11 @@ func (s *Service) permit(c *call, action string, category resource.Category) err
 	return nil
 }
 
-// permitTags asks for the permissions that x-ms-tags and x-ms-if-tags need.
+// permitTags asks for the permissions that x-ms-tags and x-ms-if-tags need, and refuses such headers where they mean nothing.
 func (s *Service) permitTags(c *call) error {
+	if c.Header.Get("x-ms-copy-source") != "" && c.Route.Name != "Blob_CopyFromURL" && c.Route.Name != "BlockBlob_StageBlockFromURL" {
+		return resource.Errorf(400, "UnsupportedHeader", "This operation copies nothing.").WithTarget("x-ms-copy-source")
+	}
 	if c.cond.tags != nil && c.blob == "" {
 		return resource.Errorf(400, "UnsupportedHeader", "Conditions on tags are for operations on blobs.").WithTarget("x-ms-if-tags")
 	}
@@ -48,7 +55,7 @@ func (s *Service) permitTags(c *call) error {
 }
 
 // takesTags are the operations that set tags by a header.
-var takesTags = map[string]bool{"BlockBlob_Upload": true, "BlockBlob_CommitBlockList": true}
+var takesTags = map[string]bool{"BlockBlob_Upload": true, "BlockBlob_CommitBlockList": true, "Blob_CopyFromURL": true}
 
 // checkTags is the condition x-ms-if-tags; cur is nil when there is no blob, which has no tags.
 func (c conditions) checkTags(cur *blobRecord) error {

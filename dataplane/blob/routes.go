@@ -2,6 +2,7 @@ package blob
 
 import (
 	"net/http"
+	"slices"
 	"time"
 
 	"casemate.dev/resource"
@@ -88,6 +89,10 @@ var rows = []row{
 	{"Blob_GetTags", "GET", blobURL, []string{"comp=tags"}, "", dataReadTags, 0, getTags},
 	{"Blob_SetTags", "PUT", blobURL, []string{"comp=tags"}, "", dataWriteTags, maxTagXML, setTags},
 	{"Blob_CreateSnapshot", "PUT", blobURL, []string{"comp=snapshot"}, "", dataWrite, 0, createSnapshot},
+	{"Blob_CopyFromURL", "PUT", blobURL, []string{"!comp", "header:x-ms-copy-source"}, "", dataWrite, 0, copyFromURL},
+	{"Blob_AbortCopyFromURL", "PUT", blobURL, []string{"comp=copy"}, "", dataWrite, 0, abortCopy},
+	{"BlockBlob_StageBlockFromURL", "PUT", blobURL, []string{"comp=block", "header:x-ms-copy-source"}, "", dataWrite, 0, putBlockFromURL},
+	{"Blob_SetTier", "PUT", blobURL, []string{"comp=tier"}, "", dataWrite, 0, setTier},
 	{"Blob_Delete", "DELETE", blobURL, []string{"!comp"}, "", dataDelete, 0, deleteBlob},
 	{"Blob_GetAccountInfo", "GET", blobURL, []string{"restype=account", "comp=properties"}, actInfo, "", 0, getAccountInfo},
 	{"Blob_GetAccountInfoWithHead", "HEAD", blobURL, []string{"restype=account", "comp=properties"}, actInfo, "", 0, getAccountInfo},
@@ -112,10 +117,6 @@ var missing = []struct {
 	{"RootBlob_GetProperties", "HEAD", containerURL, []string{"!restype", "!comp"}, "", dataRead, "Blobs of the root container without its name"},
 	{"RootBlob_Upload", "PUT", containerURL, []string{"!restype", "!comp"}, "", dataWrite, "Blobs of the root container without its name"},
 	{"RootBlob_Delete", "DELETE", containerURL, []string{"!restype", "!comp"}, "", dataDelete, "Blobs of the root container without its name"},
-	{"Blob_CopyFromURL", "PUT", blobURL, []string{"!comp", "header:x-ms-copy-source"}, "", dataWrite, "Copying from a URL (Copy Blob, Put Blob From URL)"},
-	{"Blob_AbortCopyFromURL", "PUT", blobURL, []string{"comp=copy"}, "", dataWrite, "Copying from a URL"},
-	{"BlockBlob_StageBlockFromURL", "PUT", blobURL, []string{"comp=block", "header:x-ms-copy-source"}, "", dataWrite, "Copying from a URL (Put Block From URL)"},
-	{"Blob_SetTier", "PUT", blobURL, []string{"comp=tier"}, "", dataWrite, "Changing the access tier of a blob"},
 	{"Blob_Undelete", "PUT", blobURL, []string{"comp=undelete"}, "", dataWrite, "Soft delete of blobs"},
 	{"Blob_SetExpiry", "PUT", blobURL, []string{"comp=expiry"}, "", dataWrite, "Expiry of blobs"},
 	{"Blob_SetImmutabilityPolicy", "PUT", blobURL, []string{"comp=immutabilityPolicies"}, "", dataWrite, "Immutability policies"},
@@ -159,7 +160,7 @@ func (r row) route(h resource.Handler) resource.Route {
 	if out.Body == 0 {
 		out.Body = -1
 	}
-	if r.data != "" && (r.method == "GET" && r.pattern == blobURL || r.method == "PUT" && r.body > 0) {
+	if r.data != "" && (r.method == "GET" && r.pattern == blobURL || r.method == "PUT" && (r.body > 0 || slices.Contains(r.query, "header:x-ms-copy-source"))) {
 		out.Timeout = stream
 	}
 	switch {
