@@ -11,6 +11,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/appendblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/pageblob"
@@ -165,4 +166,62 @@ func TestAzblobTags(t *testing.T) {
 	}
 	_, err = b.GetProperties(ctx, &blob.GetPropertiesOptions{AccessConditions: &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{IfTags: to.Ptr("state = 'open'")}}})
 	wantCode(t, "reading under a condition on tags", err, bloberror.ConditionNotMet)
+}
+
+func TestAzblobSnapshotsAndCopies(t *testing.T) {
+	p := newPlatform(t)
+	ctx := t.Context()
+	_, c := p.newContainer()
+	b := c.NewBlockBlobClient("dir/a b")
+	_, err := b.Upload(ctx, text("one"), &blockblob.UploadOptions{Metadata: map[string]*string{"k": to.Ptr("v")}})
+	p.check(err)
+	snap, err := b.CreateSnapshot(ctx, nil)
+	p.check(err)
+	_, err = b.Upload(ctx, text("two"), nil)
+	p.check(err)
+	old, err := b.WithSnapshot(*snap.Snapshot)
+	p.check(err)
+	down, err := old.DownloadStream(ctx, nil)
+	p.check(err)
+	got, err := io.ReadAll(down.Body)
+	p.check(err)
+	if string(got) != "one" {
+		t.Errorf("the snapshot holds %q", got)
+	}
+	page, err := c.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Include: container.ListBlobsInclude{Snapshots: true}}).NextPage(ctx)
+	p.check(err)
+	if items := page.Segment.BlobItems; len(items) != 2 || items[0].Snapshot == nil || *items[0].Snapshot != *snap.Snapshot {
+		t.Errorf("list = %v", items)
+	}
+
+	restored := c.NewBlockBlobClient("restored")
+	started, err := restored.StartCopyFromURL(ctx, old.URL(), nil)
+	p.check(err)
+	if started.CopyStatus == nil || *started.CopyStatus != blob.CopyStatusTypeSuccess {
+		t.Errorf("copy status = %v", started.CopyStatus)
+	}
+	props, err := restored.GetProperties(ctx, nil)
+	p.check(err)
+	if props.CopyStatus == nil || *props.CopyStatus != blob.CopyStatusTypeSuccess || *props.ContentLength != 3 {
+		t.Errorf("properties of the copy = %v %v", props.CopyStatus, props.ContentLength)
+	}
+	_, err = c.NewBlockBlobClient("put").UploadBlobFromURL(ctx, b.URL(), nil)
+	p.check(err)
+	blocks := c.NewBlockBlobClient("blocks")
+	_, err = blocks.StageBlockFromURL(ctx, "AAAA", b.URL(), &blockblob.StageBlockFromURLOptions{Range: blob.HTTPRange{Offset: 1, Count: 2}})
+	p.check(err)
+	_, err = blocks.CommitBlockList(ctx, []string{"AAAA"}, nil)
+	p.check(err)
+	down, err = blocks.DownloadStream(ctx, nil)
+	p.check(err)
+	if got, err = io.ReadAll(down.Body); err != nil || string(got) != "wo" {
+		t.Errorf("a block of a URL = %q %v", got, err)
+	}
+	_, err = restored.SetTier(ctx, blob.AccessTierCool, nil)
+	p.check(err)
+
+	_, err = b.Delete(ctx, nil)
+	wantCode(t, "deleting a blob with snapshots", err, bloberror.SnapshotsPresent)
+	_, err = b.Delete(ctx, &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude)})
+	p.check(err)
 }
