@@ -62,7 +62,7 @@ func (s *Service) graphRoutes() []resource.Route {
 	add("groups_ListMembers", get, "groups/{id}/members", "groups/read", s.listMembers)
 	add("groups_AddMember", post, "groups/{id}/members/$ref", "groups/members/write", s.addMember)
 	add("groups_RemoveMember", del, "groups/{id}/members/{member}/$ref", "groups/members/delete", s.removeMember)
-	add("directoryObjects_GetByIds", post, "directoryObjects/getByIds", "users/read", s.getByIDs)
+	add("directoryObjects_GetByIds", post, "directoryObjects/getByIds", "directoryObjects/read", s.getByIDs) // any kind of object: users/read must not do
 	add("tenants_List", get, "tenants", "tenants/read", s.listTenants)
 	add("tenants_Create", post, "tenants", "tenants/write", s.createTenant)
 	return append(rows, resource.Route{Name: "me_Get", Plane: resource.PlaneGraph, Method: get, Pattern: "/v1.0/me", Versions: resource.Unversioned(),

@@ -167,3 +167,12 @@ func FuzzFilter(f *testing.F) {
 		}
 	})
 }
+
+// Objects of any kind are read by their ids: the right to read users alone must not be enough.
+func TestReadingByIDsIsARightOfItsOwn(t *testing.T) {
+	for _, r := range newWorld(t).Routes() {
+		if r.Name == "directoryObjects_GetByIds" && r.Action != "Microsoft.Authorization/directory/directoryObjects/read" {
+			t.Errorf("%s asks for %s", r.Name, r.Action)
+		}
+	}
+}
