@@ -305,3 +305,16 @@ func (c *call) copiedFrom(rec *blobRecord) {
 	h.Set("x-ms-copy-progress", size+"/"+size)
 	h.Set("x-ms-copy-completion-time", httpTime(rec.Copied.Done))
 }
+
+// copiedFrom writes the elements that lists tell about a finished copy.
+func (d *document) copiedFrom(rec *blobRecord) {
+	if rec.Copied == nil {
+		return
+	}
+	size := strconv.FormatInt(rec.Size, 10)
+	d.elem("CopyId", rec.Copied.ID)
+	d.elem("CopyStatus", "success")
+	d.elem("CopySource", rec.Copied.Source)
+	d.elem("CopyProgress", size+"/"+size)
+	d.elem("CopyCompletionTime", httpTime(rec.Copied.Done))
+}

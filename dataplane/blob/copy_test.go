@@ -54,6 +54,9 @@ func TestCopy(t *testing.T) {
 	f.must(201, "PUT", blockURL("/cc2/blocks", 0), "", "x-ms-copy-source", here+"/cc1/dir%2Fb%20ig", "x-ms-source-range", "bytes=5-9")
 	f.must(201, "PUT", blockURL("/cc2/blocks", 1), "", "x-ms-copy-source", here+"/cc1/small")
 	f.must(201, "PUT", "/cc2/blocks?comp=blocklist", listOf("Latest", 0, 1))
+	if s := f.must(200, "GET", "/cc2?restype=container&comp=list&include=copy", "").Body.String(); strings.Count(s, "<CopyStatus>success<") != 5 {
+		t.Errorf("list with copies = %s", s)
+	}
 	f.must(202, "DELETE", "/cc1?restype=container", "")
 	f.restart()
 	f.settled()

@@ -305,7 +305,7 @@ func listBlobs(s *Service, c *call) error {
 	d.optional("Delimiter", q.delimiter)
 	d.open("Blobs")
 	for _, e := range page {
-		d.entry(s, e, metadata, tags)
+		d.entry(s, e, metadata, tags, hasItem(params.Get("include"), "copy"))
 	}
 	d.close("Blobs")
 	d.elem("NextMarker", next.String())

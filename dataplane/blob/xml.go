@@ -106,7 +106,7 @@ func (d *document) container(s *Service, c namedContainer, metadata bool) {
 	d.close("Container")
 }
 
-func (d *document) entry(s *Service, e entry, metadata, tags bool) {
+func (d *document) entry(s *Service, e entry, metadata, tags, copies bool) {
 	if e.rec == nil {
 		d.open("BlobPrefix")
 		d.name(e.name)
@@ -135,6 +135,9 @@ func (d *document) entry(s *Service, e entry, metadata, tags bool) {
 		d.elem("AccessTierInferred", "true")
 	}
 	d.lease(e.rec.Lease, s)
+	if copies {
+		d.copiedFrom(e.rec)
+	}
 	d.elem("ServerEncrypted", "true")
 	d.close("Properties")
 	if metadata {
