@@ -128,3 +128,19 @@ func TestDependenciesAreExplained(t *testing.T) {
 		}
 	}
 }
+
+// TestArchitectureNamesEveryPackage keeps the map complete.
+func TestArchitectureNamesEveryPackage(t *testing.T) {
+	raw, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, _, _ := strings.Cut(string(raw), "\n## Life of a request")
+	for path := range goFiles(t) {
+		dir := filepath.ToSlash(filepath.Dir(path))
+		name := regexp.MustCompile(`\b` + regexp.QuoteMeta(filepath.Base(dir)) + `\b`)
+		if dir != "." && !strings.HasPrefix(dir, "test/harness/") && !name.MatchString(plan) {
+			t.Errorf("ARCHITECTURE.md does not show %s", dir)
+		}
+	}
+}
