@@ -93,6 +93,11 @@ func (a *App) openNodes(ctx context.Context) error {
 	}
 	a.closes = append(a.closes, images.Close, func() error { return nodes.Cleanup(context.WithoutCancel(ctx)) })
 	a.images, a.nodes = images, nodes
+	a.closes = append(a.closes, func() error { // all nodes have gone by now: so do their empty places in /run and the control groups
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		return nodes.Cleanup(ctx)
+	})
 	a.runs = append(a.runs, func(ctx context.Context) error {
 		if err := a.nodes.SelfTest(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("nodes cannot run on this machine", "cause", err)
