@@ -68,6 +68,14 @@ func TestKilledDuringAJob(t *testing.T) {
 	after := l.Submit(t, "after", "echo done", "")
 	demandAttempts(t, l.Await(t, after, "Completed"), 1)
 	demandIdle(t, l, idle)
+
+	drained := l.Submit(t, "drained", "echo begun; sleep 3; echo done", "")
+	l.AwaitLog(t, drained, "begun")
+	l.Stop(t) // asked to end under a running job, it ends well and takes the node with it
+	l.Restart(t)
+	demandAttempts(t, l.Await(t, drained, "Completed"), 2)
+	demandIdle(t, l, idle)
+	l.Remove(t)
 	l.Stop(t)
 	verifyTrail(t, l.Server)
 }

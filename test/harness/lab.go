@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -49,6 +50,7 @@ func NewLab(t testing.TB, o Options, nodes int) *Lab {
 		t.Skip("not root: nodes need namespaces")
 	}
 	l := &Lab{Server: Start(t, o)}
+	t.Cleanup(func() { l.Remove(t) })
 	if log := l.Log(); strings.Contains(log, "\noff: ") || strings.HasPrefix(log, "off: ") {
 		t.Skipf("this machine has no nodes: %s", log)
 	}
@@ -60,6 +62,24 @@ func NewLab(t testing.TB, o Options, nodes int) *Lab {
 	l.makeCluster(t, nodes)
 	l.pushImage(t)
 	return l
+}
+
+// Remove deletes all that NewLab made, unless it is gone or the server is, and wants nothing of the networks to stay on the machine.
+func (l *Lab) Remove(t testing.TB) {
+	t.Helper()
+	if l.exited == nil || l.Kernel == "" || t.Failed() {
+		return
+	}
+	// The test's own context has ended where this is a cleanup.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), jobTime)
+	defer cancel()
+	if a, err := l.ARM(ctx, http.MethodDelete, l.Group, VersionGroup, nil); err != nil || a.Status >= 300 && a.Status != http.StatusNotFound {
+		t.Errorf("deleting the group: %v %v", a, err)
+	}
+	if left, _ := filepath.Glob("/run/netns/" + l.Kernel + "-*"); len(left) > 0 {
+		t.Errorf("network namespaces are left: %v", left)
+	}
+	l.Kernel = ""
 }
 
 func (l *Lab) provider(namespace, rest string) string {
