@@ -1,12 +1,12 @@
 // Package harness starts real servers for tests and speaks to them as an outsider does: over TLS, with a client secret,
 // knowing nothing but what `casemate serve` leaves in DIR/client.
 //
-// It is for the tests below test/ and for those of cmd/casemate. It imports no package of the platform, so that no test
-// that uses it can pass by a way that outsiders do not have. It trusts the server in nothing: every helper hands back the
+// It is for the tests below test/ and for those of cmd/casemate. It imports no package of the platform but client/image, which
+// pushes images as any client does, so that no test that uses it can pass by a way that outsiders do not have. It trusts the server in nothing: every helper hands back the
 // status and the bytes that came, and judging them is the test's business.
 //
-// Platform is a running server seen from outside, Server a process that can be killed and started again. Nothing here
-// leaves the loopback interface.
+// Platform is a running server seen from outside, Server a process that can be killed and started again, Lab a workspace on it
+// whose nodes really run. Nothing here leaves the loopback interface and the namespaces that the server makes.
 package harness
 
 import (

@@ -198,8 +198,7 @@ func TestDemoWithoutPrivileges(t *testing.T) {
 
 // TestServeWithoutPrivileges wants a server whose nodes and networks are off, that says so, and works otherwise.
 func TestServeWithoutPrivileges(t *testing.T) {
-	prefix := []string{}
-	o := harness.Options{}
+	var o harness.Options
 	if os.Getuid() == 0 {
 		setpriv, err := exec.LookPath("setpriv")
 		if err != nil {
@@ -209,8 +208,7 @@ func TestServeWithoutPrivileges(t *testing.T) {
 		t.Setenv("HOME", dir)
 		o.Dir = filepath.Join(dir, "data")
 		// The harness adds its own binary behind the prefix; env runs ours in its place.
-		prefix = []string{setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--", "sh", "-c", `shift; exec "$0" "$@"`, binary}
-		o.Prefix = prefix
+		o.Prefix = []string{setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--", "sh", "-c", `shift; exec "$0" "$@"`, binary}
 	}
 	s := harness.Start(t, o)
 	if !strings.Contains(s.Log(), "off: virtual networks and nodes, because ") {

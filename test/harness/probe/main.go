@@ -25,7 +25,7 @@ import (
 )
 
 func main() {
-	err := errors.New("usage: probe addresses | get URL [Header=value]... | dial TIMEOUT ADDRESS... | scan TIMEOUT HOST PORT-PORT...")
+	err := errors.New("usage: probe addresses | get URL [HEADER=VALUE …] | dial TIMEOUT ADDRESS [ADDRESS …] | scan TIMEOUT HOST PORT-PORT [PORT-PORT …] and nothing else")
 	args := os.Args[1:]
 	switch {
 	case filepath.Base(os.Args[0]) == "python3":
