@@ -53,7 +53,12 @@ func (s *Service) backupSealer(ctx context.Context, vault Vault, k kind) (Sealer
 }
 
 // partsOf are the kinds of objects that live and die with an object of kind k.
-func partsOf(k kind) []kind { return []kind{k} }
+func partsOf(k kind) []kind {
+	if k == certificates {
+		return []kind{certificates, keys, secrets}
+	}
+	return []kind{k}
+}
 
 func (s *Service) backupObject(k kind) resource.Handler {
 	return func(w http.ResponseWriter, r *resource.Request) error {
@@ -71,6 +76,11 @@ func (s *Service) backupObject(k kind) resource.Handler {
 				p, err := h.part(part, t.name)
 				if err != nil {
 					return err
+				}
+				if part == k {
+					if err := p.Object.free(k, "backup"); err != nil {
+						return err
+					}
 				}
 				all.Parts = append(all.Parts, p)
 			}

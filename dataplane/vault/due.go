@@ -48,8 +48,11 @@ func parseDue(key string) (due, error) {
 		return due{}, fmt.Errorf("reading the index of due times: %w", err)
 	}
 	k := keys
-	if parts[4] == secrets.word {
+	switch parts[4] {
+	case secrets.word:
 		k = secrets
+	case certificates.word:
+		k = certificates
 	}
 	d := due{key: key, at: time.Unix(at, 0), vault: parts[3], kind: k, name: parts[5], version: parts[6]}
 	if len(parts) == 8 {
@@ -160,7 +163,7 @@ func (s *Service) happen(ctx context.Context, d due) error {
 		case err != nil:
 			return err
 		case o.Deleted != nil && o.Deleted.Purge <= s.now().Unix() && strings.EqualFold(o.Name, d.name):
-			return b.erase(d.kind, o)
+			return b.eraseAll(d.kind, d.name)
 		}
 		b.tx.Delete(d.key)
 		return nil

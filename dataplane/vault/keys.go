@@ -14,6 +14,7 @@ type keyBundle struct {
 	Key        jwk               `json:"key"`
 	Attributes attributes        `json:"attributes"`
 	Tags       map[string]string `json:"tags,omitempty"`
+	Managed    bool              `json:"managed,omitempty"` // it belongs to a certificate
 }
 
 // keyItem is KeyItem and DeletedKeyItem.
@@ -22,6 +23,7 @@ type keyItem struct {
 	KID        string            `json:"kid"`
 	Attributes attributes        `json:"attributes"`
 	Tags       map[string]string `json:"tags,omitempty"`
+	Managed    bool              `json:"managed,omitempty"`
 }
 
 func (s *Service) writeKey(w http.ResponseWriter, r *resource.Request, vault Vault, o object, k *key) error {
@@ -29,7 +31,7 @@ func (s *Service) writeKey(w http.ResponseWriter, r *resource.Request, vault Vau
 	return writeJSON(w, keyBundle{
 		deletedPart: s.deletedPart(vault, keys, o),
 		Key:         k.publicJWK(s.versionURL(vault, keys, o.Name, k.ID)),
-		Attributes:  k.attributesOf(vault), Tags: k.Tags,
+		Attributes:  k.attributesOf(vault), Tags: k.Tags, Managed: o.Managed,
 	})
 }
 
@@ -45,7 +47,7 @@ func (s *Service) writeKeyVersion(w http.ResponseWriter, r *resource.Request, va
 func (s *Service) keyItem(vault Vault, e entry) keyItem {
 	return keyItem{
 		deletedPart: s.deletedPart(vault, keys, e.object), KID: s.objectURL(vault, keys, e.object.Name),
-		Attributes: e.version.attributesOf(vault), Tags: e.version.Tags,
+		Attributes: e.version.attributesOf(vault), Tags: e.version.Tags, Managed: e.object.Managed,
 	}
 }
 

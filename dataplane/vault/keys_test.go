@@ -357,7 +357,7 @@ func TestSecrets(t *testing.T) {
 func TestUnsupportedAndUnknown(t *testing.T) {
 	r := newRig(t)
 	for _, tt := range [][2]string{
-		{"POST", "/certificates/c/create"}, {"GET", "/certificates"}, {"GET", "/certificates/c/policy"}, {"POST", "/keys/k/release"},
+		{"GET", "/certificates/contacts"}, {"GET", "/certificates/issuers"}, {"POST", "/keys/k/release"},
 		{"POST", "/keys/k/backup"}, {"GET", "/keys/k/0/attestation"},
 	} {
 		if a := r.do(tt[0], tt[1], nil); a.status != 501 || a.err.Code != "NotSupported" {

@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -19,6 +20,9 @@ func (s *Service) add(ctx context.Context, vault Vault, k kind, name string, v *
 		}
 		if o.Deleted != nil {
 			return deletedConflict(k, name)
+		}
+		if err := o.free(k, "set"); err != nil {
+			return err
 		}
 		o.Current = v.ID
 		if err := b.putVersion(k, o.Name, nil, v); err != nil {
@@ -44,6 +48,9 @@ func (s *Service) amend(ctx context.Context, vault Vault, k kind, name, id strin
 	err := s.update(ctx, vault, func(b bench) error {
 		var err error
 		if o, old, err = b.live(k, name, id); err != nil {
+			return err
+		}
+		if err := o.free(k, "update"); err != nil {
 			return err
 		}
 		v = old
@@ -85,18 +92,31 @@ func (s *Service) remove(ctx context.Context, vault Vault, k kind, name string) 
 	var o object
 	var v version
 	err := s.update(ctx, vault, func(b bench) error {
-		var err error
-		if o, v, err = b.live(k, name, ""); err != nil {
-			return err
-		}
 		now := s.now()
-		o.Deleted = &deletion{At: now.Unix(), Purge: now.Add(time.Duration(vault.RetentionDays) * 24 * time.Hour).Unix()}
-		b.tx.Put(dueKey(o.Deleted.Purge, vault, k, o.Name, ""), dueValue)
-		b.schedule(k, &o, &v)
-		return b.putObject(k, o)
+		deleted := &deletion{At: now.Unix(), Purge: now.Add(time.Duration(vault.RetentionDays) * 24 * time.Hour).Unix()}
+		for i, part := range partsOf(k) {
+			po, pv, err := b.live(part, name, "")
+			if err != nil {
+				return err
+			}
+			if i == 0 {
+				if err := po.free(k, "delete"); err != nil {
+					return err
+				}
+				b.tx.Put(dueKey(deleted.Purge, vault, k, po.Name, ""), dueValue)
+				o, v = po, pv
+				o.Deleted = deleted
+			}
+			po.Deleted = deleted
+			b.schedule(part, &po, &pv)
+			if err := b.putObject(part, po); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-	if k == keys && o.Name != "" && (err == nil || !refusal(err)) {
-		s.cfg.Revoked(s.objectURL(vault, k, o.Name))
+	if k != secrets && o.Name != "" && (err == nil || !refusal(err)) {
+		s.cfg.Revoked(s.objectURL(vault, keys, o.Name))
 	}
 	if err == nil {
 		s.stir()
@@ -109,14 +129,27 @@ func (s *Service) recover(ctx context.Context, vault Vault, k kind, name string)
 	var o object
 	var v version
 	err := s.update(ctx, vault, func(b bench) error {
-		var err error
-		if o, v, err = b.deleted(k, name); err != nil {
-			return err
+		for i, part := range partsOf(k) {
+			po, pv, err := b.deleted(part, name)
+			if err != nil {
+				return err
+			}
+			if i == 0 {
+				if err := po.free(k, "recover"); err != nil {
+					return err
+				}
+				b.tx.Delete(dueKey(po.Deleted.Purge, vault, k, po.Name, ""))
+			}
+			po.Deleted = nil
+			b.schedule(part, &po, &pv)
+			if err := b.putObject(part, po); err != nil {
+				return err
+			}
+			if i == 0 {
+				o, v = po, pv
+			}
 		}
-		b.tx.Delete(dueKey(o.Deleted.Purge, vault, k, o.Name, ""))
-		o.Deleted = nil
-		b.schedule(k, &o, &v)
-		return b.putObject(k, o)
+		return nil
 	})
 	if err == nil {
 		s.stir()
@@ -137,8 +170,39 @@ func (s *Service) purge(ctx context.Context, vault Vault, k kind, name string) e
 		if o.Deleted == nil {
 			return notFound(k, name, "")
 		}
-		return b.erase(k, o)
+		if err := o.free(k, "purge"); err != nil {
+			return err
+		}
+		return b.eraseAll(k, name)
 	})
+}
+
+// free refuses to change a certificate's key or secret by itself.
+func (o object) free(k kind, op string) error {
+	if o.Managed {
+		return forbidden("ManagedByCertificate", "Operation %s is not allowed on the %s '%s': it belongs to the certificate of that name.", op, k.word, o.Name)
+	}
+	return nil
+}
+
+// eraseAll removes a deleted object with everything that lives and dies with it.
+func (b bench) eraseAll(k kind, name string) error {
+	for _, part := range partsOf(k) {
+		o, err := b.object(part, name)
+		if err != nil {
+			return err
+		}
+		if o.Deleted == nil {
+			return fmt.Errorf("purging %s: its %s is not deleted", k.word, part.word)
+		}
+		if err := b.erase(part, o); err != nil {
+			return err
+		}
+	}
+	if k == certificates {
+		b.tx.Delete(pendingKey(b.vault, name))
+	}
+	return nil
 }
 
 // erase removes all records of a deleted object.
@@ -172,7 +236,10 @@ func (s *Service) Purge(ctx context.Context, vault Vault) error {
 	if err := s.sweep(ctx, store.Prefix("vault", "due"), of); err != nil {
 		return err
 	}
-	for _, k := range []kind{keys, secrets} {
+	if err := s.sweep(ctx, store.Prefix("vault", "pending", vault.ID.Key()), nil); err != nil {
+		return err
+	}
+	for _, k := range []kind{keys, secrets, certificates} {
 		for _, family := range []string{k.word + "version", k.word} {
 			if err := s.sweep(ctx, store.Prefix("vault", family, vault.ID.Key()), nil); err != nil {
 				return err

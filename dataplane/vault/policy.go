@@ -197,6 +197,9 @@ func (s *Service) setRotationPolicy(w http.ResponseWriter, r *resource.Request) 
 		if o, v, err = b.live(keys, t.name, ""); err != nil {
 			return err
 		}
+		if err := o.free(keys, "set rotation policy"); err != nil {
+			return err
+		}
 		now := s.now().Unix()
 		p.Created, p.Updated = now, now
 		if o.Policy != nil {

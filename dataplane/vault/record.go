@@ -25,6 +25,8 @@ type kind struct {
 var (
 	keys    = kind{word: "key", title: "Key", plural: "keys"}
 	secrets = kind{word: "secret", title: "Secret", plural: "secrets"}
+
+	certificates = kind{word: "certificate", title: "Certificate", plural: "certificates"}
 )
 
 // The records of a vault, sealed by the vault's sealer, each bound to its store key:
@@ -33,6 +35,8 @@ var (
 //	vault/keyversion/{vault}/{name}/{version}     version
 //	vault/secret/{vault}/{name}                   object
 //	vault/secretversion/{vault}/{name}/{version}  version
+//	vault/certificate/…, vault/certificateversion/…  likewise; see certificates.go
+//	vault/pending/{vault}/{name}                  pending
 //
 // {vault} is the vault's resource ID in lower case, {name} the object's name in lower case. due.go has one more family.
 
@@ -42,9 +46,13 @@ type object struct {
 	Current string    `json:"current"`
 	Deleted *deletion `json:"deleted,omitempty"`
 
-	Policy *rotationPolicy  `json:"policy,omitempty"` // of keys
-	Tasks  map[string]int64 `json:"tasks,omitempty"`  // what is planned for the current version, and when; see schedule
-	Told   string           `json:"told,omitempty"`   // the version whose near expiry was announced
+	Managed     bool               `json:"managed,omitempty"`     // a key or secret that belongs to the certificate of its name
+	Certificate *certificatePolicy `json:"certificate,omitempty"` // the policy of a certificate
+
+	Policy  *rotationPolicy  `json:"policy,omitempty"`  // of keys
+	Tasks   map[string]int64 `json:"tasks,omitempty"`   // what is planned for the current version, and when; see schedule
+	Renewed string           `json:"renewed,omitempty"` // the version whose renewal was started
+	Told    string           `json:"told,omitempty"`    // the version whose near expiry was announced
 }
 
 // deletion says when an object was deleted and when it is purged; Unix seconds.
@@ -64,6 +72,8 @@ type version struct {
 	Tags      map[string]string `json:"tags,omitempty"`
 	Key       *material         `json:"key,omitempty"`
 	Secret    *secretValue      `json:"secret,omitempty"`
+
+	Certificate *certificateValue `json:"certificate,omitempty"`
 }
 
 // early and expired say on which side of its validity a version is.

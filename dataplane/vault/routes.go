@@ -38,6 +38,7 @@ type row struct {
 func (s *Service) Routes() []resource.Route {
 	rows := s.keyRows()
 	rows = append(rows, s.secretRows()...)
+	rows = append(rows, s.certificateRows()...)
 	rows = append(rows, unsupportedRows()...)
 	out := make([]resource.Route, 0, len(rows))
 	for _, r := range rows {
@@ -120,19 +121,16 @@ func unsupportedRows() []row {
 			return resource.NotSupported("%s not supported by this key vault.", what)
 		}
 	}
-	certificates := not("Certificates are")
-	const certificateScope = vaultScope + "/certificates/{name}"
+	contacts, issuers := not("Contacts of certificates are"), not("Issuers other than Self, Unknown and Casemate are")
 	rows := []row{
+		{"CertificateContacts_Get", http.MethodGet, "/certificates/contacts", "certificates/read", vaultScope, -1, contacts},
+		{"CertificateContacts_Set", http.MethodPut, "/certificates/contacts", "certificatecontacts/write", vaultScope, keyBody, contacts},
+		{"CertificateContacts_Delete", http.MethodDelete, "/certificates/contacts", "certificatecontacts/write", vaultScope, noBody, contacts},
+		{"CertificateIssuers_List", http.MethodGet, "/certificates/issuers", "certificatecas/read", vaultScope, -1, issuers},
+		{"CertificateIssuers_Set", http.MethodPut, "/certificates/issuers/{issuer}", "certificatecas/write", vaultScope, keyBody, issuers},
 		{"Keys_Release", http.MethodPost, "/keys/{name}/{version}/release", "keys/release/action", keyScope, keyBody, not("Keys never leave the vault: key release is")},
 		{"Keys_ReleaseCurrent", http.MethodPost, "/keys/{name}/release", "keys/release/action", keyScope, keyBody, not("Keys never leave the vault: key release is")},
 		{"Keys_GetAttestation", http.MethodGet, "/keys/{name}/{version}/attestation", "keys/read", keyScope, -1, not("Attestation needs a hardware security module: it is")},
-		{"Certificates_List", http.MethodGet, "/certificates", "certificates/read", vaultScope, -1, certificates},
-		{"Certificates_Get", http.MethodGet, "/certificates/{name}", "certificates/read", certificateScope, -1, certificates},
-		{"Certificates_GetPart", http.MethodGet, "/certificates/{name}/{part...}", "certificates/read", certificateScope, -1, certificates},
-		{"Certificates_Create", http.MethodPost, "/certificates/{name}/create", "certificates/create/action", certificateScope, keyBody, certificates},
-		{"Certificates_Import", http.MethodPost, "/certificates/{name}/import", "certificates/import/action", certificateScope, keyBody, certificates},
-		{"Certificates_Update", http.MethodPatch, "/certificates/{name}/{part...}", "certificates/update/action", certificateScope, keyBody, certificates},
-		{"Certificates_Delete", http.MethodDelete, "/certificates/{name}", "certificates/delete", certificateScope, noBody, certificates},
 	}
 	return rows
 }

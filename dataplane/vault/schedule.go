@@ -13,6 +13,7 @@ const (
 	taskRotate = "rotate" // a key gets a new version
 	taskNotify = "notify" // the near end is announced
 	taskRenew  = "renew"  // a certificate gets a new version
+	taskIssue  = "issue"  // a certificate's operation is carried out
 )
 
 func taskKey(at int64, v Vault, k kind, name, task string) string {
@@ -26,11 +27,10 @@ func (b bench) schedule(k kind, o *object, v *version) {
 		b.tx.Delete(taskKey(at, b.vault, k, o.Name, task))
 	}
 	o.Tasks = nil
-	if o.Deleted != nil || !v.Enabled {
+	if o.Deleted != nil || !v.Enabled || o.Managed {
 		return
 	}
-	plan := func(task string, t *trigger) {
-		at, ok := t.at(v)
+	plan := func(task string, at int64, ok bool) {
 		if !ok {
 			return
 		}
@@ -42,11 +42,21 @@ func (b bench) schedule(k kind, o *object, v *version) {
 	}
 	notify := &trigger{BeforeExpiry: nearExpiry}
 	if o.Policy != nil {
-		plan(taskRotate, o.Policy.Rotate)
+		at, ok := o.Policy.Rotate.at(v)
+		plan(taskRotate, at, ok)
 		notify = o.Policy.Notify
 	}
+	at, ok := notify.at(v)
+	if c := o.Certificate; c != nil {
+		switch due, set := c.lifeTime(v); {
+		case set && c.Lifetime[0].Action.Type == actionAutoRenew:
+			plan(taskRenew, due, o.Renewed != v.ID)
+		case set:
+			at, ok = due, true
+		}
+	}
 	if o.Told != v.ID {
-		plan(taskNotify, notify)
+		plan(taskNotify, at, ok)
 	}
 }
 
@@ -100,6 +110,10 @@ func (s *Service) perform(ctx context.Context, vault Vault, d due) error {
 		return s.rotateDue(ctx, vault, d)
 	case taskNotify:
 		return s.notifyDue(ctx, vault, d)
+	case taskRenew:
+		return s.renewDue(ctx, vault, d)
+	case taskIssue:
+		return s.issueDue(ctx, vault, d)
 	}
 	return nil
 }

@@ -26,21 +26,27 @@ type secretBundle struct {
 	ContentType string            `json:"contentType,omitempty"`
 	Attributes  attributes        `json:"attributes"`
 	Tags        map[string]string `json:"tags,omitempty"`
+	Managed     bool              `json:"managed,omitempty"` // it belongs to a certificate, whose key is KID
+	KID         string            `json:"kid,omitempty"`
 }
 
 // secretBundle shows a version without its value.
 func (s *Service) secretBundle(vault Vault, e entry) secretBundle {
-	return secretBundle{
+	b := secretBundle{
 		deletedPart: s.deletedPart(vault, secrets, e.object),
 		ID:          s.versionURL(vault, secrets, e.object.Name, e.version.ID), ContentType: e.version.Secret.ContentType,
-		Attributes: e.version.attributesOf(vault), Tags: e.version.Tags,
+		Attributes: e.version.attributesOf(vault), Tags: e.version.Tags, Managed: e.object.Managed,
 	}
+	if b.Managed {
+		b.KID = s.versionURL(vault, keys, e.object.Name, e.version.ID)
+	}
+	return b
 }
 
 // secretItem shows an object in a list, without version.
 func (s *Service) secretItem(vault Vault, e entry) secretBundle {
 	item := s.secretBundle(vault, e)
-	item.ID = s.objectURL(vault, secrets, e.object.Name)
+	item.ID, item.KID = s.objectURL(vault, secrets, e.object.Name), ""
 	return item
 }
 

@@ -56,6 +56,9 @@ type Config struct {
 	// Default: nobody listens.
 	Rotated func(keyURL string)
 
+	// Issuer signs certificates of the issuer Casemate. Default: that issuer is refused.
+	Issuer Issuer
+
 	// Backups returns the sealer of backups, one of the platform's own keys. Default: backups are refused.
 	Backups func(ctx context.Context) (Sealer, error)
 
@@ -89,6 +92,8 @@ type Service struct {
 	cfg   Config
 	cache *cache
 	wake  chan struct{} // wakes Run when something falls due earlier than it knew
+
+	parsing chan struct{} // holds a place for the one import that is being parsed
 
 	mu     sync.Mutex // serialises changes of vaults
 	vaults atomic.Pointer[directory]
@@ -129,7 +134,7 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	s := &Service{cfg: cfg, cache: newCache(), wake: make(chan struct{}, 1)}
+	s := &Service{cfg: cfg, cache: newCache(), wake: make(chan struct{}, 1), parsing: make(chan struct{}, 1)}
 	s.vaults.Store(&directory{byLabel: map[string]Vault{}, byID: map[string]Vault{}})
 	return s, nil
 }
