@@ -2,7 +2,6 @@ package vault
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -174,17 +173,6 @@ func (v version) parse() (*key, error) {
 		return nil, fmt.Errorf("parsing a key: it is a %T", private)
 	}
 	return k, nil
-}
-
-// public is the public half of an asymmetric key, nil for oct.
-func (k *key) public() crypto.PublicKey {
-	switch {
-	case k.rsa != nil:
-		return &k.rsa.PublicKey
-	case k.ec != nil:
-		return &k.ec.PublicKey
-	}
-	return nil
 }
 
 // load reads a live version of a key (the current one when id is "") ready for use, from the cache where its record has

@@ -14,9 +14,8 @@ import (
 
 // display writes progress for a person: with colour and bars on a terminal, plain lines elsewhere.
 type display struct {
-	out   io.Writer
-	tty   bool
-	lines *mpb.Progress // of the bar that runs now
+	out io.Writer
+	tty bool
 }
 
 func newDisplay(out io.Writer) *display {

@@ -50,12 +50,12 @@ type demo struct {
 
 // names are the ARM ids and global names of this run.
 type names struct {
-	group, neighbourGroup                                        string // ARM ids
-	vnet, subnets, machines                                      string
-	vault, account, registry, workspace, cluster, endpoint       string // names
-	vaultID, accountID, registryID, workspaceID, clusterID       string // ARM ids
-	endpointID, workspaceGUID, trackingURI, environmentID        string
-	dataID, blobStore, experiment, experimentID, modelID, keyURL string
+	group, neighbourGroup                                  string // ARM ids
+	vnet                                                   string
+	vault, account, registry, workspace, cluster, endpoint string // names
+	vaultID, accountID, registryID, workspaceID, clusterID string // ARM ids
+	endpointID, workspaceGUID, trackingURI, environmentID  string
+	dataID, blobStore, experimentID, modelID, keyURL       string
 }
 
 // identity is a managed identity.
