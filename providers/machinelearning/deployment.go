@@ -90,8 +90,15 @@ func (p *Provider) validateDeployment(ctx context.Context, w *resource.Write) er
 		return err
 	}
 	d.Remember("contents", contents(res.code, nil, res.model))
+	// What an instance does is done for whoever last said what it should be, not for whoever made the deployment once.
+	if w.Caller.Kind != resource.KindPlatform {
+		d.Remember(personKey, w.Caller.Person())
+	}
 	return nil
 }
+
+// personKey is where a deployment remembers the person behind its instances.
+const personKey = "person"
 
 func checkDeployment(v onlineDeployment) error {
 	q := v.Properties
@@ -313,7 +320,10 @@ func (q *planner) PlanServe(ctx context.Context, deployment, node string) (fleet
 	if err != nil {
 		return fleet.Plan{}, err
 	}
-	person := d.Creator.Person()
+	person := d.Recall(personKey)
+	if person == "" {
+		person = d.Creator.Person()
+	}
 	img, err := p.image(ctx, ws, res.image, as, person)
 	if err != nil {
 		return fleet.Plan{}, err

@@ -365,6 +365,21 @@ func TestEndpoint(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+	behind := func() string {
+		t.Helper()
+		plan, err := (*planner)(w.p).PlanServe(t.Context(), blue, "node-next")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return plan.Identity.OnBehalfOf
+	}
+	if got := behind(); got != scientist.Object {
+		t.Errorf("instances are for %s", got)
+	}
+	w.put(resource.Caller{Kind: resource.KindUser, Object: "colleague"}, blue, strings.Replace(body, `{"location"`, `{"tags":{"by":"another"},"location"`, 1))
+	if got := behind(); got != "colleague" {
+		t.Errorf("after a colleague's change the next instance is for %s", got)
+	}
 	w.refused("InvalidParameter", "add up", scientist, endpoint, `{"location":"local","properties":{"authMode":"Key","traffic":{"blue":50}}}`)
 	w.put(scientist, endpoint, `{"location":"local","properties":{"authMode":"Key","traffic":{"blue":100}}}`)
 	e, err := w.p.Endpoint(t.Context(), resource.MustParseID(endpoint))
