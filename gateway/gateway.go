@@ -135,14 +135,16 @@ func (g *Gateway) Routes() []resource.Route { return g.cfg.Routes }
 
 // exchange is one request on its way.
 type exchange struct {
-	w       *response
-	r       *resource.Request
-	plane   *Plane
-	cancel  context.CancelFunc
-	began   time.Time
-	missing error // why no row matched; told only after authentication
-	entry   audit.Entry
-	opened  bool // a decision was recorded: an outcome must follow
+	w *response
+	r *resource.Request
+	// connection ends with the connection, or when a plane breaks it under a stream; net/http keeps it for all later requests.
+	connection context.Context
+	plane      *Plane
+	cancel     context.CancelFunc
+	began      time.Time
+	missing    error // why no row matched; told only after authentication
+	entry      audit.Entry
+	opened     bool // a decision was recorded: an outcome must follow
 }
 
 // ServeHTTP is the request path.
@@ -153,7 +155,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 func (g *Gateway) run(w http.ResponseWriter, hr *http.Request, stagesOf func(*exchange) []stage) {
 	x := &exchange{w: &response{ResponseWriter: w}, began: g.cfg.Clock()}
 	x.r = &resource.Request{Request: hr, Origin: originOf(hr.Context())}
+	x.connection = hr.Context()
 	defer g.finish(x)
+	if x.connection.Err() != nil {
+		x.w.broken = true // the connection was broken under the request before; nothing works on it any more
+		return
+	}
 	x.until(unroutedTime)
 	for _, s := range stagesOf(x) {
 		if err := s.run(x); err != nil {
@@ -207,6 +214,11 @@ func (g *Gateway) writeError(x *exchange, e *resource.Error) {
 	h.Del("Content-Length")
 	h.Del("Content-Range")
 	h.Del("ETag")
+	// A plane that broke the connection under a stream may still say why. Reads stay as they are: nobody waits for a body now.
+	_ = http.NewResponseController(x.w.ResponseWriter).SetWriteDeadline(time.Now().Add(writeGrace))
+	if x.connection.Err() != nil {
+		h.Set("Connection", "close") // this answer is its last
+	}
 	for k, vs := range e.Header {
 		h[k] = vs
 	}
@@ -239,6 +251,9 @@ func (g *Gateway) finish(x *exchange) {
 		}
 	}
 	g.recordOutcome(x)
+	if x.connection.Err() != nil && x.w.Header().Get("Connection") != "close" {
+		x.w.broken = true // net/http would go on with a connection whose context has ended
+	}
 	if x.cancel != nil {
 		x.cancel()
 	}

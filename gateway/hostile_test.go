@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,5 +111,82 @@ func TestConnectionsEndWithTheirListener(t *testing.T) {
 	}
 	if err := ask(); err == nil {
 		t.Error("the connection outlived its listener")
+	}
+}
+
+// A plane that ends a stream by the connection's deadline leaves a connection whose context has ended. No later request may
+// meet it: it would fail for a reason that is not its own.
+func TestABrokenConnectionIsNotUsedAgain(t *testing.T) {
+	for _, fail := range []bool{false, true} {
+		f := newWorld()
+		rows := f.rows()
+		first := true
+		rows[0].Handler = func(w http.ResponseWriter, r *resource.Request) error {
+			if err := r.Context().Err(); err != nil {
+				return err
+			}
+			if !first {
+				_, err := io.WriteString(w, "whole")
+				return err
+			}
+			first = false
+			if !fail {
+				if _, err := w.Write(make([]byte, 1<<16)); err != nil {
+					return err
+				}
+			}
+			c := http.NewResponseController(w)
+			if err := errors.Join(c.SetReadDeadline(time.Unix(1, 0)), c.SetWriteDeadline(time.Unix(1, 0))); err != nil {
+				return err
+			}
+			<-r.Context().Done() // net/http has noticed
+			if fail {
+				return resource.Errorf(403, "KeyRevoked", "the key is gone")
+			}
+			return nil
+		}
+		planes := f.gateway(t).cfg.Planes
+		g, err := New(Config{Domain: "casemate.test", Planes: planes, Routes: rows, Authorize: f, Record: f, Documents: f, Clock: time.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- g.Serve(ctx, Listener{Listener: l}, time.Second) }()
+		client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+		}}}
+		get := func() (int, string, error) {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://management.casemate.test/subscriptions/s/resourceGroups/g?api-version=2024-01-01", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer good")
+			res, err := client.Do(req)
+			if err != nil {
+				return 0, "", err
+			}
+			defer res.Body.Close()
+			b, err := io.ReadAll(res.Body)
+			return res.StatusCode, string(b), err
+		}
+		status, body, err := get()
+		if fail && (err != nil || status != 403 || !strings.Contains(body, "KeyRevoked")) {
+			t.Errorf("the reason did not reach the client: %d %q %v", status, body, err)
+		}
+		for range 3 {
+			if status, body, err := get(); err != nil || status != 200 || body != "whole" {
+				t.Errorf("after a broken connection: %d %q %v", status, body, err)
+			}
+		}
+		client.CloseIdleConnections()
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
 	}
 }
