@@ -16,7 +16,7 @@ import (
 )
 
 // platformHosts exist always.
-var platformHosts = []string{"management", "login", "graph", "api"}
+var platformHosts = []string{"management", "login", "graph"}
 
 // hostNames keeps DIR/client/hosts equal to the names that exist: /etc/hosts has no wildcards.
 type hostNames struct {
